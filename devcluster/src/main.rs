@@ -1,0 +1,2 @@
+//! devcluster
+fn main() {}
