@@ -1,0 +1,182 @@
+//! Conditions: what is true of an object, and since when.
+//!
+//! `Ready` is always there. `Reconciling` and `Stalled` are there only while true, as
+//! kstatus wants them. Every other condition is positive and stands for one concern.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The types of conditions that the operator writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConditionType {
+    /// All that the spec asks for is there and works.
+    Ready,
+    /// The operator is at work, or waits for something that will come.
+    Reconciling,
+    /// The spec can't be fulfilled until somebody changes it; the last good state runs on.
+    Stalled,
+    /// A place (pool, namespace, database) is chosen and written down.
+    Placed,
+    /// The database, or the tenant's part of it, is there and proven to be isolated.
+    DatabaseReady,
+    /// The credentials in the Secret are the ones that the database server knows.
+    CredentialsReady,
+    /// The application's tables are at the newest version.
+    Migrated,
+    /// The containers that serve are available.
+    WorkloadReady,
+    /// The route leads to the tenant, and its parent has accepted it.
+    RouteReady,
+    /// The containers that serve are available, of a Pool.
+    Available,
+    /// The route's API is served by the cluster.
+    RouteApiAvailable,
+    /// Egress to the database is allowed by a declared peer.
+    NetworkDeclared,
+    /// The database server answers and its admin may do what is needed.
+    Reachable,
+}
+
+impl ConditionType {
+    /// The condition's type as it is written in status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Reconciling => "Reconciling",
+            Self::Stalled => "Stalled",
+            Self::Placed => "Placed",
+            Self::DatabaseReady => "DatabaseReady",
+            Self::CredentialsReady => "CredentialsReady",
+            Self::Migrated => "Migrated",
+            Self::WorkloadReady => "WorkloadReady",
+            Self::RouteReady => "RouteReady",
+            Self::Available => "Available",
+            Self::RouteApiAvailable => "RouteApiAvailable",
+            Self::NetworkDeclared => "NetworkDeclared",
+            Self::Reachable => "Reachable",
+        }
+    }
+}
+
+/// Why a condition is as it is: one CamelCase word for programs.
+pub type Reason = &'static str;
+
+/// What one check found out about one concern; it becomes a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The concern.
+    pub kind: ConditionType,
+    /// Whether it holds; `None` is Unknown.
+    pub holds: Option<bool>,
+    /// One word for programs.
+    pub reason: Reason,
+    /// A sentence for people: what is, and where it is bad, what to change.
+    pub message: String,
+}
+
+impl Verdict {
+    /// The concern holds.
+    pub fn yes(kind: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self { kind, holds: Some(true), reason, message: message.into() }
+    }
+
+    /// The concern does not hold (yet).
+    pub fn no(kind: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self { kind, holds: Some(false), reason, message: message.into() }
+    }
+
+    /// Nothing is known of the concern.
+    pub fn unknown(kind: ConditionType, reason: Reason, message: impl Into<String>) -> Self {
+        Self { kind, holds: None, reason, message: message.into() }
+    }
+}
+
+/// The longest message that the API server takes, in bytes (its own limit is 32 KiB).
+const MESSAGE_LIMIT: usize = 4_096;
+
+/// The new list of conditions: one for each verdict, in the order of the verdicts.
+///
+/// The time of transition is kept where the status of a condition did not change, so that
+/// equal verdicts give equal conditions; it has whole seconds, as Kubernetes stores it.
+pub fn merge_conditions(
+    old: &[Condition],
+    verdicts: &[Verdict],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    verdicts
+        .iter()
+        .map(|verdict| {
+            let status = match verdict.holds {
+                Some(true) => "True",
+                Some(false) => "False",
+                None => "Unknown",
+            };
+            let since = find_condition(old, verdict.kind)
+                .filter(|condition| condition.status == status)
+                .map(|condition| condition.last_transition_time.clone());
+            Condition {
+                type_: verdict.kind.as_str().to_owned(),
+                status: status.to_owned(),
+                reason: verdict.reason.to_owned(),
+                message: truncate(&verdict.message),
+                observed_generation: generation,
+                last_transition_time: since.unwrap_or_else(|| Time(whole_seconds(now))),
+            }
+        })
+        .collect()
+}
+
+/// The condition of a type, if it is there.
+pub fn find_condition(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind.as_str())
+}
+
+/// Whether a condition is there and True.
+pub fn is_true(conditions: &[Condition], kind: ConditionType) -> bool {
+    find_condition(conditions, kind).is_some_and(|condition| condition.status == "True")
+}
+
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+fn truncate(message: &str) -> String {
+    if message.len() <= MESSAGE_LIMIT {
+        return message.to_owned();
+    }
+    let end = (0..=MESSAGE_LIMIT).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+    format!("{}…", &message[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a valid second")
+    }
+
+    #[test]
+    fn the_time_of_transition_changes_with_the_status_alone() {
+        let first = merge_conditions(&[], &[Verdict::no(ConditionType::Ready, "Waiting", "a")], Some(1), at(10));
+        let second = merge_conditions(&first, &[Verdict::no(ConditionType::Ready, "Other", "b")], Some(2), at(20));
+        assert_eq!(second[0].last_transition_time, Time(at(10)));
+        let third = merge_conditions(&second, &[Verdict::yes(ConditionType::Ready, "Ready", "")], Some(2), at(30));
+        assert_eq!(third[0].last_transition_time, Time(at(30)));
+    }
+
+    #[test]
+    fn a_condition_without_a_verdict_goes() {
+        let first = merge_conditions(&[], &[Verdict::yes(ConditionType::Stalled, "X", "x")], None, at(1));
+        assert!(merge_conditions(&first, &[], None, at(2)).is_empty());
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_characters() {
+        let long = "é".repeat(MESSAGE_LIMIT);
+        let cut = merge_conditions(&[], &[Verdict::yes(ConditionType::Ready, "X", long)], None, at(1));
+        assert!(cut[0].message.len() <= MESSAGE_LIMIT + '…'.len_utf8());
+        assert!(cut[0].message.ends_with('…'));
+    }
+}

@@ -1,0 +1,97 @@
+//! The custom resources of group `tenantry.io`, and the words they share.
+//!
+//! Types alone: nothing here reads a cluster or a database. Every struct's comment is also
+//! its description in the CRD, so it speaks to the person who writes the YAML.
+
+mod application;
+mod condition;
+mod crd;
+mod fields;
+mod plan;
+mod pool;
+mod server;
+mod template;
+mod tenant;
+
+pub use application::{
+    Application, ApplicationDatabase, ApplicationSpec, ApplicationStatus, Autoscaling, Component, DatabaseChoice,
+    EgressRule, JobMigrations, Meter, MeterKind, MeterSource, Migrations, ParentReference, PerTier, Placement,
+    PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
+};
+pub use condition::{ConditionType, Reason, Verdict, find_condition, is_true, merge_conditions};
+pub use crd::{all_crds, crd_yaml};
+pub use fields::{Duration, LocalReference, Money, Quantities, Resources, Size};
+pub use plan::{
+    Limit, LimitPolicy, LimitRangeSettings, Plan, PlanComponent, PlanDatabase, PlanSpec, PlanStatus, Price, Proration,
+    Trial, TrialEnd, UnitPrice,
+};
+pub use pool::{Pool, PoolSpec, PoolStatus};
+pub use server::{
+    Accepts, AdminConnection, Capacity, DatabaseServer, DatabaseServerSpec, DatabaseServerStatus, Endpoint,
+    ServerNetwork, Tls, TlsMode,
+};
+pub use template::PodTemplate;
+pub use tenant::{
+    Billing, BillingCycle, ComponentOverride, DeletionPolicy, Owner, OwnerKind, SecretReference, Standing, Tenant,
+    TenantDatabase, TenantSpec, TenantStatus, Term,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The API group of every resource here.
+pub const GROUP: &str = "tenantry.io";
+/// The only version served so far; it grows by optional fields.
+pub const VERSION: &str = "v1alpha1";
+/// The field manager of every write the operator makes.
+pub const FIELD_MANAGER: &str = "tenantry";
+/// The finalizer on Tenants, Pools and what they use.
+pub const FINALIZER: &str = "tenantry.io/finalizer";
+/// Label: the name of the Tenant that an object belongs to.
+pub const LABEL_TENANT: &str = "tenantry.io/tenant";
+/// Label: the name of the Pool that an object belongs to.
+pub const LABEL_POOL: &str = "tenantry.io/pool";
+/// Label on every object that the operator made.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The value of [`LABEL_MANAGED_BY`].
+pub const MANAGED_BY: &str = "tenantry";
+/// Annotation on a tenant's Secret: the hosts that lead to this tenant, comma separated.
+pub const ANNOTATION_HOSTS: &str = "tenantry.io/hosts";
+/// Annotation on any resource of the group: `"true"` stops every write for that object.
+pub const ANNOTATION_PAUSED: &str = "tenantry.io/paused";
+/// Annotation on a Tenant: a value that differs from the last one honoured rotates the
+/// credentials; a value that starts with `now-` closes the old ones at once.
+pub const ANNOTATION_ROTATE: &str = "tenantry.io/rotate";
+/// Annotation on a Tenant: take the data that the Tenant with this UID left.
+pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
+/// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
+pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
+
+/// How isolated a tenant runs. AWS calls these pool, bridge and silo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Shared containers, a schema in the pool's database.
+    Pooled,
+    /// Own containers in an own namespace, a schema in a shared database.
+    Bridge,
+    /// Own containers in an own namespace, a database or a server of its own.
+    Dedicated,
+}
+
+impl Tier {
+    /// The tier as it is written in YAML.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pooled => "pooled",
+            Self::Bridge => "bridge",
+            Self::Dedicated => "dedicated",
+        }
+    }
+}
+
+impl std::fmt::Display for Tier {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,271 @@
+//! Tenant: a customer of the SaaS product.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Money, Resources, Tier};
+
+/// A customer of the SaaS product.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "tenantry.io",
+    version = "v1alpha1",
+    kind = "Tenant",
+    plural = "tenants",
+    shortname = "tn",
+    category = "tenantry",
+    doc = "A customer of the SaaS product.",
+    status = "TenantStatus",
+    derive = "PartialEq",
+    selectable = ".spec.application",
+    selectable = ".spec.plan",
+    selectable = ".spec.tier",
+    printcolumn(name = "Plan", type_ = "string", json_path = ".spec.plan"),
+    printcolumn(name = "Tier", type_ = "string", json_path = ".status.tier"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".status.pool", priority = 1),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$') && !self.metadata.name.startsWith('xn--')").message("a Tenant's name has at most 40 characters: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit, and not beginning with xn--"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.application == oldSelf.application").message("application can't be changed, since the data is that application's: make another Tenant"),
+    validation = Rule::new("!has(oldSelf.billing) || !has(oldSelf.billing.start) || (has(self.billing) && has(self.billing.start) && self.billing.start == oldSelf.billing.start)").message("billing.start can't be changed once it is set: every period is counted from it"),
+    validation = Rule::new("!has(oldSelf.billing) || !has(oldSelf.billing.timeZone) || (has(self.billing) && has(self.billing.timeZone) && self.billing.timeZone == oldSelf.billing.timeZone)").message("billing.timeZone can't be changed once it is set: every period ends in it"),
+)]
+pub struct TenantSpec {
+    /// The name that people see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub display_name: Option<String>,
+    /// The Application that the tenant uses.
+    #[schemars(length(min = 1, max = 63))]
+    pub application: String,
+    /// The Plan that the tenant bought.
+    #[schemars(length(min = 1, max = 63))]
+    pub plan: String,
+    /// The tier to run at; the plan's when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// The tenant's own people, who get rights in its namespace (tiers bridge and dedicated).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub owners: Option<Vec<Owner>>,
+    /// How the tenant is billed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub billing: Option<Billing>,
+    /// Logins are closed and routes removed while this is true; the data stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<bool>,
+    /// What happens to the data when the Tenant is deleted; Retain when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// Hosts of the tenant's own, beside the one under the Application's domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 15), inner(length(max = 253)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(host, host.matches('^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?[.])+[a-z]([-a-z0-9]{0,61}[a-z0-9])?$'))").message("a host is a DNS name in lower case with at least one dot, such as crm.acme.example; no wildcard, port, scheme or address"),
+    )]
+    pub hosts: Option<Vec<String>>,
+    /// Settings of single components that differ from the plan's (tiers bridge and dedicated).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["component".into()]))]
+    pub overrides: Option<Vec<ComponentOverride>>,
+}
+
+/// A person or group of the tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// User or Group.
+    pub kind: OwnerKind,
+    /// The name as the cluster's authentication knows it.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("!self.startsWith('system:')").message("an owner can't be one of Kubernetes' own identities (system:…): name a user or group of your identity provider"))]
+    pub name: String,
+}
+
+/// What an owner is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OwnerKind {
+    /// One person.
+    User,
+    /// Several.
+    Group,
+}
+
+/// How a tenant is billed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Billing {
+    /// Where the first period begins; when the Tenant was made, when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Time>,
+    /// The IANA time zone in which periods end; UTC when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')").message("timeZone is an IANA name, such as Asia/Seoul"))]
+    pub time_zone: Option<String>,
+    /// Monthly when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycle: Option<BillingCycle>,
+    /// Percent taken off, as a decimal string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    #[x_kube(validation = Rule::new("self.matches('^(100|[0-9]{1,2}([.][0-9]{1,2})?)$')").message("write a percentage between \"0\" and \"100\" as a decimal number in quotes, such as \"10\" or \"12.5\""))]
+    pub discount: Option<String>,
+    /// How long the contract runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<Term>,
+    /// The customer in your accounting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub customer_ref: Option<String>,
+    /// The least that is invoiced for a period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum: Option<Money>,
+    /// A base price of the tenant's own, instead of the plan's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_override: Option<Money>,
+    /// Whether the tenant pays; Current when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
+    /// Where the trial ends, if not where the plan says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial_end: Option<Time>,
+    /// Leave this tenant out of key figures (a test account, say).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclude_from_kpis: Option<bool>,
+}
+
+/// How often a tenant pays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BillingCycle {
+    /// Each month.
+    Monthly,
+    /// A year in advance.
+    Annual,
+}
+
+/// How long a contract runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Term {
+    /// Months from the start.
+    #[schemars(range(min = 1, max = 120))]
+    pub months: i32,
+    /// Whether it goes on for as long again.
+    #[serde(default)]
+    pub auto_renew: bool,
+}
+
+/// Whether a tenant pays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Standing {
+    /// It does.
+    Current,
+    /// It is late.
+    PastDue,
+    /// It does not.
+    Unpaid,
+}
+
+/// What happens to a deleted Tenant's data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It is locked and kept for the plan's retention.
+    #[default]
+    Retain,
+    /// It is dropped at once.
+    Delete,
+}
+
+/// Settings of one component for one tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ComponentOverride {
+    /// The component's name.
+    #[schemars(length(min = 1, max = 20))]
+    pub component: String,
+    /// Replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000))]
+    pub replicas: Option<i32>,
+    /// Resources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// What the operator observed of a Tenant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The opaque id that names everything of this tenant in PostgreSQL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The plan in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// The revision of the plan's price and trial that this tenant is pinned to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_revision: Option<String>,
+    /// The tier in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// Whether the tenant is suspended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<bool>,
+    /// The Pool that the tenant is placed in (tier pooled).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// The namespace that has the tenant's objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Where the tenant is reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Where the tenant's data is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<TenantDatabase>,
+    /// What is true of the Tenant, and since when.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Where a tenant's data is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantDatabase {
+    /// The DatabaseServer.
+    pub server: String,
+    /// The database on it.
+    pub database: String,
+    /// The tenant's schema in it.
+    pub schema: String,
+    /// The Secret with the tenant's credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretReference>,
+    /// The value of annotation tenantry.io/rotate that was honoured last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated: Option<String>,
+}
+
+/// A Secret in a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretReference {
+    /// The namespace.
+    pub namespace: String,
+    /// The Secret's name.
+    pub name: String,
+}
