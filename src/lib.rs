@@ -1,1 +1,3 @@
 //! Tenantry.
+
+pub mod database;
