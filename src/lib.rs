@@ -6,4 +6,7 @@
 //! agent; a test holds them to it.
 
 pub mod api;
+pub mod cluster;
+pub mod controller;
+pub mod database;
 pub mod desired;

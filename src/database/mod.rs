@@ -1,0 +1,17 @@
+//! The only place that speaks SQL to the servers that tenants live on: it makes databases and
+//! tenants in them, proves their isolation, rotates logins, runs migrations, and takes tenants
+//! out of use. It knows nothing of Kubernetes.
+//!
+//! Every operation may be repeated after any failure, and the records in schema `tenantry` of
+//! each database say whose a tenant is: nothing that another owner made is adopted or dropped.
+
+mod error;
+mod identity;
+mod server;
+mod signatures;
+mod types;
+
+pub use error::{Error, ErrorClass, Result};
+pub use identity::{Password, PasswordDigest, Slot, TenantId};
+pub use server::{Endpoint, Server, ServerConfig, Timeouts, Tls};
+pub use types::*;
