@@ -26,23 +26,13 @@ impl Server {
 
     /// Says which meters an Application declares. One that is left out is no longer accepted;
     /// its counts stay.
-    pub async fn set_meters(
-        &self,
-        database: &str,
-        application: &str,
-        meters: &[MeterDefinition],
-    ) -> Result<()> {
+    pub async fn set_meters(&self, database: &str, application: &str, meters: &[MeterDefinition]) -> Result<()> {
         todo!()
     }
 
     /// Says what a plan's limits are, for all tenants of the plan at once. In effect with their
     /// next `record_usage`. A meter that is left out is unlimited.
-    pub async fn set_plan_limits(
-        &self,
-        database: &str,
-        plan: &str,
-        limits: &[Limit],
-    ) -> Result<()> {
+    pub async fn set_plan_limits(&self, database: &str, plan: &str, limits: &[Limit]) -> Result<()> {
         todo!()
     }
 
@@ -64,33 +54,19 @@ impl Server {
     /// Makes a tenant: roles, schema, privileges, settings, record and a first login, in one
     /// transaction. If the same Tenant's record is there already, its settings are applied
     /// and a login is issued. Anything of another owner's is a permanent error.
-    pub async fn create_tenant(
-        &self,
-        database: &str,
-        spec: &TenantSpec,
-    ) -> Result<(TenantRecord, IssuedLogin)> {
+    pub async fn create_tenant(&self, database: &str, spec: &TenantSpec) -> Result<(TenantRecord, IssuedLogin)> {
         todo!()
     }
 
     /// Brings a live tenant's settings to what is given. A change of plan holds for its next
     /// `record_usage`. Returns whether there was anything to do.
-    pub async fn apply_settings(
-        &self,
-        database: &str,
-        id: &TenantId,
-        settings: &TenantSettings,
-    ) -> Result<bool> {
+    pub async fn apply_settings(&self, database: &str, id: &TenantId, settings: &TenantSettings) -> Result<bool> {
         todo!()
     }
 
     /// Sets a fresh password on the login that is not current, or on a pending one again.
     /// `Waiting` while the other login is closing, unless it is [cut](Overlap::Cut).
-    pub async fn issue_login(
-        &self,
-        database: &str,
-        id: &TenantId,
-        overlap: Overlap,
-    ) -> Result<IssuedLogin> {
+    pub async fn issue_login(&self, database: &str, id: &TenantId, overlap: Overlap) -> Result<IssuedLogin> {
         todo!()
     }
 
@@ -119,12 +95,7 @@ impl Server {
 
     /// Runs the migrations that have not run, in order, as the tenant's owner. Each is one
     /// transaction together with its record. A failure names file, SQLSTATE and message.
-    pub async fn migrate(
-        &self,
-        database: &str,
-        id: &TenantId,
-        migrations: &[Migration],
-    ) -> Result<Migrated> {
+    pub async fn migrate(&self, database: &str, id: &TenantId, migrations: &[Migration]) -> Result<Migrated> {
         todo!()
     }
 
@@ -136,13 +107,7 @@ impl Server {
 
     /// Gives a retained tenant, or a live one whose Tenant object was lost, to the Tenant with
     /// this name and UID. It keeps its id; a login has to be issued. Returns the record.
-    pub async fn restore(
-        &self,
-        database: &str,
-        id: &TenantId,
-        name: &str,
-        uid: &str,
-    ) -> Result<TenantRecord> {
+    pub async fn restore(&self, database: &str, id: &TenantId, name: &str, uid: &str) -> Result<TenantRecord> {
         todo!()
     }
 
