@@ -24,16 +24,13 @@ pub(super) fn decode(path: &str, component: &Component) -> Result<PodTemplateSpe
     let template = read(path, &component.template)?;
     let mut faults = label_faults(path, &template);
     let spec_path = format!("{path}.spec");
-    match &template.spec {
-        None => faults.push(Fault::new(INVALID, spec_path, "the template has no spec: add one with containers")),
-        Some(spec) => {
-            faults.extend(pod_faults(&spec_path, spec));
-            faults.extend(container_faults(&spec_path, spec));
-            faults.extend(volume_faults(&spec_path, spec));
-            faults.extend(account_faults(&spec_path, spec, component.database));
-            faults.extend(restricted::faults(&spec_path, spec));
-        }
-    }
+    // A template without a spec has no container, and that fault says what to add.
+    let spec = template.spec.clone().unwrap_or_default();
+    faults.extend(pod_faults(&spec_path, &spec));
+    faults.extend(container_faults(&spec_path, &spec));
+    faults.extend(volume_faults(&spec_path, &spec));
+    faults.extend(account_faults(&spec_path, &spec, component.database));
+    faults.extend(restricted::faults(&spec_path, &spec));
     if faults.is_empty() { Ok(template) } else { Err(faults) }
 }
 
