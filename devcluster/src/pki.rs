@@ -46,6 +46,11 @@ impl Authority {
         self.issuer.pem()
     }
 
+    /// The same as bytes.
+    pub(crate) fn certificate_der(&self) -> Vec<u8> {
+        self.issuer.der().to_vec()
+    }
+
     /// The authority's private key.
     pub fn key_pem(&self) -> String {
         self.issuer.key().serialize_pem()

@@ -212,8 +212,8 @@ impl Setting<'_> {
         for (name, content) in [
             ("ca.crt", self.authority.certificate_pem()),
             ("ca.key", self.authority.key_pem()),
-            ("apiserver.crt", server.certificate_pem),
-            ("apiserver.key", server.key_pem),
+            ("server.crt", server.certificate_pem),
+            ("server.key", server.key_pem),
             ("service-account.key", service_account_key),
             ("service-account.pub", service_account_public_key),
         ] {
@@ -255,8 +255,8 @@ impl Setting<'_> {
         args.flag("bind-address", "127.0.0.1");
         args.flag("secure-port", ports.api.to_string());
         args.flag("advertise-address", ADVERTISED);
-        args.flag("tls-cert-file", self.pki("apiserver.crt"));
-        args.flag("tls-private-key-file", self.pki("apiserver.key"));
+        args.flag("tls-cert-file", self.pki("server.crt"));
+        args.flag("tls-private-key-file", self.pki("server.key"));
         args.flag("client-ca-file", self.pki("ca.crt"));
         args.flag("service-account-issuer", ISSUER);
         args.flag(
@@ -279,10 +279,7 @@ impl Setting<'_> {
 
     fn controller_manager_args(&self, ports: Ports) -> Vec<OsString> {
         let mut args = Args::default();
-        args.client(
-            &self.user_kubeconfig(CONTROLLER_MANAGER),
-            ports.controller_manager,
-        );
+        self.client(&mut args, CONTROLLER_MANAGER, ports.controller_manager);
         args.flag("controllers", "*");
         args.flag("use-service-account-credentials", "true");
         args.flag(
@@ -296,9 +293,21 @@ impl Setting<'_> {
         args.0
     }
 
+    /// What controller-manager and scheduler have in common.
+    fn client(&self, args: &mut Args, program: &str, port: u16) {
+        args.flag("kubeconfig", self.user_kubeconfig(program));
+        args.flag("bind-address", "127.0.0.1");
+        args.flag("secure-port", port.to_string());
+        args.flag("tls-cert-file", self.pki("server.crt"));
+        args.flag("tls-private-key-file", self.pki("server.key"));
+        args.flag("leader-elect", "false");
+        args.flag("kube-api-qps", "200");
+        args.flag("kube-api-burst", "400");
+    }
+
     fn scheduler_args(&self, ports: Ports) -> Vec<OsString> {
         let mut args = Args::default();
-        args.client(&self.user_kubeconfig(SCHEDULER), ports.scheduler);
+        self.client(&mut args, SCHEDULER, ports.scheduler);
         args.0
     }
 
@@ -343,15 +352,5 @@ impl Args {
         let mut flag = OsString::from(format!("--{name}="));
         flag.push(value);
         self.0.push(flag);
-    }
-
-    /// What controller-manager and scheduler have in common.
-    fn client(&mut self, kubeconfig: &Path, port: u16) {
-        self.flag("kubeconfig", kubeconfig);
-        self.flag("bind-address", "127.0.0.1");
-        self.flag("secure-port", port.to_string());
-        self.flag("leader-elect", "false");
-        self.flag("kube-api-qps", "200");
-        self.flag("kube-api-burst", "400");
     }
 }

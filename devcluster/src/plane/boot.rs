@@ -49,8 +49,8 @@ pub(super) fn run(
                 gateway_api,
                 nodes(&client, setting.options.nodes),
                 default_service_account(&client),
-                healthy(ports.controller_manager, "/healthz"),
-                healthy(ports.scheduler, "/readyz"),
+                healthy(setting, ports.controller_manager, "/healthz"),
+                healthy(setting, ports.scheduler, "/readyz"),
             )
             .map(drop)
         };
@@ -128,11 +128,11 @@ pub(crate) async fn answers(client: &Client, path: &str) -> Result<(), Error> {
     }
 }
 
-/// Waits until a program with a certificate of its own making is healthy.
-async fn healthy(port: u16, path: &str) -> Result<(), Error> {
+/// Waits until one of the API server's clients is healthy.
+async fn healthy(setting: &Setting<'_>, port: u16, path: &str) -> Result<(), Error> {
     let url = format!("https://127.0.0.1:{port}");
     let mut config = kube::Config::new(url.parse().expect("the URL is a valid one"));
-    config.accept_invalid_certs = true;
+    config.root_cert = Some(vec![setting.authority.certificate_der()]);
     let client = Client::try_from(config).map_err(failed("make a client"))?;
     answers(&client, path).await
 }
