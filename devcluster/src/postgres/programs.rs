@@ -6,10 +6,11 @@ use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use crate::Error;
 use crate::process::{self, guarded};
+use crate::progress::Progress;
 use crate::workdir::Workdir;
 
 /// Where Debian keeps a main folder per version.
@@ -36,9 +37,7 @@ impl PostgresPrograms {
         }
         // One at a time: apt-get holds a lock of its own and fails for the second.
         static INSTALLING: Mutex<()> = Mutex::new(());
-        let _one = INSTALLING
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
+        let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = Self::find() {
             return Ok(found);
         }
@@ -94,7 +93,8 @@ fn install() -> Result<(), Error> {
             hint: "install one (Debian: apt-get install postgresql), or set PG_BIN to the folder of its programs".into(),
         });
     }
-    eprintln!("devcluster: installing PostgreSQL (apt-get install postgresql)");
+    // Shown always: it changes the machine, and takes a while.
+    Progress::Shown.say("installing PostgreSQL (apt-get install postgresql)");
     let folder = Path::new("/etc/postgresql-common/createcluster.d");
     let setting = folder.join("devcluster.conf");
     fs::create_dir_all(folder).map_err(Error::file("make", folder))?;
