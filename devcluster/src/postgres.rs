@@ -3,7 +3,7 @@
 
 mod programs;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -72,6 +72,10 @@ const PORT_TRIES: usize = 5;
 impl Postgres {
     /// Starts a server and waits until it takes connections (about a second). Blocks;
     /// may be called with or without an async runtime around.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "options are made for one call"
+    )]
     pub fn start(options: PostgresOptions) -> Result<Postgres, Error> {
         let dir = match &options.dir {
             Some(dir) => Workdir::claim(dir)?,
@@ -382,20 +386,17 @@ fn start_on_a_port(
     loop {
         tries += 1;
         let port = ports::choose("PostgreSQL", wanted)?;
-        let process = Process::start(Spec {
-            name: "postgres".into(),
-            program: programs.program("postgres"),
-            args: vec![
-                "-D".into(),
-                data.into(),
-                "-p".into(),
-                port.to_string().into(),
-            ],
-            log: log.to_owned(),
-            user: account.name().map(ToOwned::to_owned),
-            // Fast shutdown: sessions are ended.
-            stop_signal: Signal::INT,
-        })?;
+        let mut spec = Spec::new("postgres", programs.program("postgres"), log.to_owned());
+        spec = spec.args([
+            OsString::from("-D"),
+            data.into(),
+            "-p".into(),
+            port.to_string().into(),
+        ]);
+        spec.user = account.name().map(ToOwned::to_owned);
+        // Fast shutdown: sessions are ended.
+        spec.stop_signal = Signal::INT;
+        let process = Process::start(spec)?;
         match await_ready(&process, data) {
             Ok(()) => return Ok((process, port)),
             Err(Error::Died { tail, .. }) if tail.contains("could not bind") => match wanted {
