@@ -5,11 +5,25 @@
 //! Every operation may be repeated after any failure, and the records in schema `tenantry` of
 //! each database say whose a tenant is: nothing that another owner made is adopted or dropped.
 
+mod breaker;
 mod error;
 mod identity;
+mod logins;
+mod meters;
+mod migrate;
+mod pool;
+mod prove;
+mod records;
+mod remove;
+mod roles;
+mod schema;
 mod server;
-mod signatures;
+mod sql;
+mod sweep;
+mod tenants;
+mod tls;
 mod types;
+mod watchdog;
 
 pub use error::{Error, ErrorClass, Result};
 pub use identity::{Password, PasswordDigest, Slot, TenantId};
