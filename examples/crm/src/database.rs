@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -46,7 +47,9 @@ impl Database {
         let plain = mode == Some("disable");
         // Whatever else it says, TLS is on, with the name and the authority checked.
         config.ssl_mode(if plain { SslMode::Disable } else { SslMode::Require });
-        config.application_name("crm").connect_timeout(std::time::Duration::from_secs(5));
+        config.application_name("crm").connect_timeout(Duration::from_secs(5));
+        // A server that vanished without a word is noticed in seconds, not in the two hours of a system's default.
+        config.keepalives_idle(Duration::from_secs(15)).tcp_user_timeout(Duration::from_secs(15));
         Ok(Self {
             config,
             tls: if plain { None } else { Some(MakeRustlsConnect::new(tls(&files.authority)?)) },
