@@ -84,9 +84,10 @@ impl Authority {
     }
 }
 
-/// A private key for signing ServiceAccount tokens (P-256), as PEM.
-pub(crate) fn signing_key_pem() -> Result<String, Error> {
-    Ok(KeyPair::generate()?.serialize_pem())
+/// A key pair for ServiceAccount tokens (P-256): private and public key, as PEM.
+pub(crate) fn signing_keys_pem() -> Result<(String, String), Error> {
+    let key = KeyPair::generate()?;
+    Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
 fn parameters(

@@ -3,7 +3,7 @@
 
 mod programs;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -382,20 +382,17 @@ fn start_on_a_port(
     loop {
         tries += 1;
         let port = ports::choose("PostgreSQL", wanted)?;
-        let process = Process::start(Spec {
-            name: "postgres".into(),
-            program: programs.program("postgres"),
-            args: vec![
-                "-D".into(),
-                data.into(),
-                "-p".into(),
-                port.to_string().into(),
-            ],
-            log: log.to_owned(),
-            user: account.name().map(ToOwned::to_owned),
-            // Fast shutdown: sessions are ended.
-            stop_signal: Signal::INT,
-        })?;
+        let mut spec = Spec::new("postgres", programs.program("postgres"), log.to_owned());
+        spec = spec.args([
+            OsString::from("-D"),
+            data.into(),
+            "-p".into(),
+            port.to_string().into(),
+        ]);
+        spec.user = account.name().map(ToOwned::to_owned);
+        // Fast shutdown: sessions are ended.
+        spec.stop_signal = Signal::INT;
+        let process = Process::start(spec)?;
         match await_ready(&process, data) {
             Ok(()) => return Ok((process, port)),
             Err(Error::Died { tail, .. }) if tail.contains("could not bind") => match wanted {

@@ -4,7 +4,7 @@
 //! this process ends, however that happens. That signal is sent when the *thread* that
 //! started the child ends; so one thread that lives as long as the process starts all.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
@@ -31,10 +31,43 @@ pub(crate) struct Spec {
     pub(crate) args: Vec<OsString>,
     /// Standard output and error are appended here.
     pub(crate) log: PathBuf,
+    /// Variables beside `PATH`, `HOME` and `TMPDIR`.
+    pub(crate) env: Vec<(OsString, OsString)>,
     /// Another user to run as; needs root.
     pub(crate) user: Option<String>,
     /// The signal that asks the program to end.
     pub(crate) stop_signal: Signal,
+}
+
+impl Spec {
+    /// A program without arguments that runs as this user and ends on SIGTERM.
+    pub(crate) fn new(name: &str, program: PathBuf, log: PathBuf) -> Spec {
+        Spec {
+            name: name.to_owned(),
+            program,
+            args: Vec::new(),
+            log,
+            env: Vec::new(),
+            user: None,
+            stop_signal: Signal::TERM,
+        }
+    }
+
+    pub(crate) fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Spec {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    pub(crate) fn env(
+        mut self,
+        env: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
+    ) -> Spec {
+        for (name, value) in env {
+            self.env
+                .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        }
+        self
+    }
 }
 
 /// One program of the ground, which a test may stop, freeze, kill and start again.
@@ -304,16 +337,10 @@ pub(crate) fn guarded(program: &Path, user: Option<&str>) -> Command {
         ])
         .arg(std::process::id().to_string())
         .arg(program)
-        .env_clear()
         .stdin(Stdio::null())
         // A group of its own: Ctrl-C must reach this process alone, which then ends
         // the others in their order.
         .process_group(0);
-    for name in ["PATH", "HOME", "TMPDIR"] {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
     command
 }
 
@@ -322,6 +349,13 @@ fn spawn(spec: &Spec, log: File) -> Result<Running, Error> {
         let mut command = guarded(&spec.program, spec.user.as_deref());
         command
             .args(&spec.args)
+            // Many of these programs take settings from variables (ETCD_…, PG…).
+            .env_clear()
+            .envs(
+                ["PATH", "HOME", "TMPDIR"]
+                    .into_iter()
+                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
+            )
             .stdout(log.try_clone()?)
             .stderr(log);
         Ok(command)

@@ -10,7 +10,9 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::{Error, shm};
+use rustix::process::Signal;
+
+use crate::{Error, process, shm};
 
 const LOCK: &str = "lock";
 const MARK: &str = "devcluster";
@@ -21,6 +23,7 @@ const OURS: &[&str] = &[
     "audit-policy.yaml",
     "audit.log",
     "demo",
+    ".env-fresh",
     "env",
     "etcd",
     "kubeconfig",
@@ -152,8 +155,8 @@ impl Drop for Workdir {
     }
 }
 
-/// The process that runs a ground in this folder, if one does.
-pub(crate) fn owner(dir: &Path) -> Result<u32, Error> {
+/// Asks the process that runs a ground in this folder to end, and waits until it has.
+pub(crate) fn end_owner(dir: &Path) -> Result<(), Error> {
     let lock_path = dir.join(LOCK);
     let not_running = |known| Error::NotRunning {
         dir: dir.to_owned(),
@@ -163,11 +166,18 @@ pub(crate) fn owner(dir: &Path) -> Result<u32, Error> {
         return Err(not_running(false));
     };
     let lock = File::open(&lock_path).map_err(Error::file("read", &lock_path))?;
-    match (lock.try_lock_shared(), pid) {
-        (Err(TryLockError::WouldBlock), Some(pid)) => Ok(pid),
-        (Err(TryLockError::Error(error)), _) => Err(Error::file("lock", &lock_path)(error)),
-        _ => Err(not_running(true)),
+    match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => {}
+        Ok(()) => return Err(not_running(true)),
+        Err(TryLockError::Error(error)) => return Err(Error::file("lock", &lock_path)(error)),
     }
+    // The lock is held, so the process lives and its id is its own.
+    let Some(owner) = pid.and_then(process::open) else {
+        return Err(not_running(true));
+    };
+    process::signal(&owner, Signal::TERM);
+    process::exited(&owner, None);
+    Ok(())
 }
 
 /// Removes the folders that killed processes of this user left in `parent`.
