@@ -1,10 +1,12 @@
-//! Tenantry runs a SaaS product for many customers on Kubernetes, each at the isolation
-//! tier that its plan pays for.
+
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api, desired, cluster and database, controller and
+//! Tenantry runs a SaaS product for many customers on Kubernetes, each at the isolation
+//! Tenantry.
 //! agent; a test holds them to it.
-
+//! tier that its plan pays for.
+//! what stands before it in the line api, desired, cluster and database, controller and
 pub mod agent;
 pub mod api;
+pub mod database;
 pub mod desired;

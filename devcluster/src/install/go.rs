@@ -20,12 +20,16 @@ pub(super) struct Go {
 
 impl Go {
     pub(super) fn find() -> Result<Go, Error> {
+        Go::find_among(&["go", USUAL])
+    }
+
+    fn find_among(programs: &[&str]) -> Result<Go, Error> {
         let hint = format!(
             "install Go {}.{} or newer (https://go.dev/dl), or set DEVCLUSTER_BIN to a folder with etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, helm and kwok",
             NEEDED.0, NEEDED.1
         );
         let mut old = None;
-        for program in ["go", USUAL] {
+        for program in programs {
             let go = Go {
                 program: program.into(),
             };
@@ -192,6 +196,28 @@ fn number(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_go_or_an_old_one_is_told_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let old = folder.path().join("go");
+        std::fs::write(&old, "#!/bin/sh\necho go1.19.8\n").expect("written");
+        let mut mode = std::fs::metadata(&old).expect("there").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        std::fs::set_permissions(&old, mode).expect("executable");
+        let told = |programs: &[&str]| match Go::find_among(programs) {
+            Ok(_) => panic!("found"),
+            Err(error) => error.to_string(),
+        };
+        let absent = told(&["/nowhere/go"]);
+        assert!(absent.contains("Go was not found"), "{absent}");
+        assert!(
+            absent.contains("Go 1.26") && absent.contains("DEVCLUSTER_BIN"),
+            "{absent}"
+        );
+        let old = told(&["/nowhere/go", &old.to_string_lossy()]);
+        assert!(old.contains("too old (go1.19.8)"), "{old}");
+    }
 
     #[test]
     fn versions_of_go_compare_as_numbers() {

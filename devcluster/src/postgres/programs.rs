@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use crate::Error;
 use crate::process::{self, guarded};
@@ -36,9 +36,7 @@ impl PostgresPrograms {
         }
         // One at a time: apt-get holds a lock of its own and fails for the second.
         static INSTALLING: Mutex<()> = Mutex::new(());
-        let _one = INSTALLING
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
+        let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = Self::find() {
             return Ok(found);
         }
