@@ -6,3 +6,4 @@
 //! agent; a test holds them to it.
 
 pub mod api;
+pub mod crds;
