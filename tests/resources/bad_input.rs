@@ -53,8 +53,7 @@ async fn hold(base: &Value, cases: &[Case]) {
 
 const TENANT_NAME: &str = "a Tenant's name has at most 40 characters: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit, and not beginning with xn--";
 const KUBERNETES_NAME: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters";
-const HOST: &str =
-    "a host is a DNS name in lower case with at least one dot, such as crm.acme.example; no wildcard, port, scheme or address";
+const HOST: &str = "a host is a DNS name in lower case with at least one dot, such as crm.acme.example; no wildcard, port, scheme or address";
 const MONEY: &str = "write an amount as a decimal number of 0 or more in quotes, such as \"300000\" or \"12.50\"";
 const PERCENT: &str = "write a percentage between \"0\" and \"100\" as a decimal number in quotes";
 const DURATION: &str = "write a duration as a whole number and one unit of ms, s, m, h or d, such as 30s, 24h or 30d";
@@ -67,8 +66,7 @@ const GRACE: &str = "policy Grace needs days (how long) and percent (how far) be
 #[tokio::test]
 async fn a_tenants_names_and_hosts() {
     let tenant = example("tenants.yaml", "acme");
-    let hosts =
-        |count: usize| json!((0..count).map(|number| format!("h{number}.acme.example")).collect::<Vec<_>>());
+    let hosts = |count: usize| json!((0..count).map(|number| format!("h{number}.acme.example")).collect::<Vec<_>>());
     let long_label = format!("{}.example", "a".repeat(64));
     hold(
         &tenant,
@@ -120,12 +118,12 @@ async fn a_tenants_other_fields() {
             ("/spec/owners", owner("ann@acme.example"), GOOD),
             ("/spec/owners", owner("system:admin"), "an owner can't be one of Kubernetes' own identities (system:…): name a user or group of your identity provider"),
             ("/spec/owners", json!([{"kind": "ServiceAccount", "name": "ci"}]), "supported values: \"User\", \"Group\""),
-            ("/spec/owner", owner("ann"), "unknown field \"spec.owner\""),
+            ("/spec/owner", owner("ann"), ".spec.owner: field not declared in schema"),
             ("/spec/billing/discount", json!("12.5"), GOOD),
             ("/spec/billing/discount", json!("100"), GOOD),
             ("/spec/billing/discount", json!("100.5"), PERCENT),
             ("/spec/billing/discount", json!("-5"), PERCENT),
-            ("/spec/billing/discount", json!(5), "spec.billing.discount: Invalid value: \"integer\""),
+            ("/spec/billing/discount", json!(5), ".spec.billing.discount: expected string"),
             ("/spec/billing/minimum", json!("0"), GOOD),
             ("/spec/billing/minimum", json!("-1"), MONEY),
             ("/spec/billing/priceOverride", json!("a lot"), MONEY),
@@ -135,7 +133,7 @@ async fn a_tenants_other_fields() {
             ("/spec/billing/standing", json!("Late"), "supported values: \"Current\", \"PastDue\", \"Unpaid\""),
             ("/spec/billing/term/months", json!(0), "should be greater than or equal to 1"),
             ("/spec/overrides", json!([{"component": "web", "replicas": 2}]), GOOD),
-            ("/spec/overrides", json!([{"component": "web"}, {"component": "web"}]), "Duplicate value: {\"component\":\"web\"}"),
+            ("/spec/overrides", json!([{"component": "web"}, {"component": "web"}]), "duplicate entries for key [component=\"web\"]"),
             ("/spec/overrides", json!([{"component": "web", "resources": {"limits": {"memory": "lots"}}}]), QUANTITY),
         ],
     )
@@ -157,10 +155,10 @@ async fn a_plans_price_and_limits() {
             ("/spec/price/base", json!("0.00001"), MONEY),
             ("/spec/price/base", json!(""), MONEY),
             ("/spec/price/base", json!("NaN"), MONEY),
-            ("/spec/price/base", json!(60000), "spec.price.base: Invalid value: \"integer\""),
+            ("/spec/price/base", json!(60000), ".spec.price.base: expected string"),
             ("/spec/price/perUnit/0/amount", json!("-1"), MONEY),
             ("/spec/price/perUnit/0/included", json!(-1), "should be greater than or equal to 0"),
-            ("/spec/price/perUnit", json!([{"meter": "users", "amount": "1"}, {"meter": "users", "amount": "2"}]), "Duplicate value: {\"meter\":\"users\"}"),
+            ("/spec/price/perUnit", json!([{"meter": "users", "amount": "1"}, {"meter": "users", "amount": "2"}]), "duplicate entries for key [meter=\"users\"]"),
             ("/spec/price/currency", json!("USD"), GOOD),
             ("/spec/price/currency", json!("krw"), "write the currency as its ISO 4217 code of three capital letters, such as KRW, USD or EUR"),
             ("/spec/price/currency", json!("₩"), "ISO 4217"),
@@ -191,9 +189,21 @@ async fn a_plans_other_fields() {
         &[
             ("/spec/tier", json!("dedicated"), "tier is not among allowedTiers: add it there, or choose one of them"),
             ("/spec/tier", json!("bridge"), GOOD),
-            ("/spec/allowedTiers", json!(["pooled", "silo"]), "supported values: \"pooled\", \"bridge\", \"dedicated\""),
-            ("/spec/trial", json!({"days": 14, "onEnd": "Downgrade"}), "trial.onEnd Downgrade needs trial.downgradeTo: name the Plan to move to"),
-            ("/spec/trial", json!({"days": 14, "onEnd": "Convert", "downgradeTo": "free"}), "trial.downgradeTo is for trial.onEnd Downgrade alone: remove it, or set onEnd to Downgrade"),
+            (
+                "/spec/allowedTiers",
+                json!(["pooled", "silo"]),
+                "supported values: \"pooled\", \"bridge\", \"dedicated\"",
+            ),
+            (
+                "/spec/trial",
+                json!({"days": 14, "onEnd": "Downgrade"}),
+                "trial.onEnd Downgrade needs trial.downgradeTo: name the Plan to move to",
+            ),
+            (
+                "/spec/trial",
+                json!({"days": 14, "onEnd": "Convert", "downgradeTo": "free"}),
+                "trial.downgradeTo is for trial.onEnd Downgrade alone: remove it, or set onEnd to Downgrade",
+            ),
             ("/spec/trial", json!({"days": 0, "onEnd": "Convert"}), "should be greater than or equal to 1"),
             ("/spec/proration", json!("Hour"), "supported values: \"Second\", \"Day\", \"None\""),
             ("/spec/retention", json!("90d"), GOOD),
@@ -236,14 +246,30 @@ async fn an_application() {
             ("/spec/components", component("web"), GOOD),
             ("/spec/components", component("Web"), component_name),
             ("/spec/components", component("w3-"), component_name),
-            ("/spec/components/0/name", json!("w".repeat(21)), "spec.components[0].name: Too long: may not be more than 20"),
-            ("/spec/components", json!([component("web")[0], component("web")[0]]), "Duplicate value: {\"name\":\"web\"}"),
+            (
+                "/spec/components/0/name",
+                json!("w".repeat(21)),
+                "spec.components[0].name: Too long: may not be more than 20",
+            ),
+            (
+                "/spec/components",
+                json!([component("web")[0], component("web")[0]]),
+                "duplicate entries for key [name=\"web\"]",
+            ),
             ("/spec/components/0/port", json!(0), "should be greater than or equal to 1"),
             ("/spec/components/0/port", json!(65536), "should be less than or equal to 65535"),
             ("/spec/components/0/port", Value::Null, serves),
             ("/spec/components/0/template", Value::Null, "spec.components[0].template: Required value"),
-            ("/spec/components/0/autoscaling", json!({"pooled": {"minReplicas": 2, "maxReplicas": 9, "targetCpuPercent": 70}}), GOOD),
-            ("/spec/components/0/autoscaling", json!({"pooled": {"minReplicas": 3, "maxReplicas": 2, "targetCpuPercent": 70}}), "autoscaling.minReplicas must not be above maxReplicas"),
+            (
+                "/spec/components/0/autoscaling",
+                json!({"pooled": {"minReplicas": 2, "maxReplicas": 9, "targetCpuPercent": 70}}),
+                GOOD,
+            ),
+            (
+                "/spec/components/0/autoscaling",
+                json!({"pooled": {"minReplicas": 3, "maxReplicas": 2, "targetCpuPercent": 70}}),
+                "autoscaling.minReplicas must not be above maxReplicas",
+            ),
             ("/spec/route/component", json!("api"), serves),
             ("/spec/route/hostTemplate", json!("{tenant}.eu.example.com"), GOOD),
             ("/spec/route/hostTemplate", json!("crm.example.com"), template),
@@ -255,8 +281,12 @@ async fn an_application() {
             ("/spec/route/parentRefs", json!([]), route),
             ("/spec/meters/0/name", json!("Users"), METER),
             ("/spec/meters/0/kind", json!("Gauge"), "supported values: \"Level\", \"Total\""),
-            ("/spec/meters/0/name", json!("accounts"), "Duplicate value: {\"name\":\"accounts\"}"),
-            ("/spec/migrations/job", json!({"image": "crm:1"}), "migrations are either sql (ConfigMaps) or a job (an image with its own migrator), not both"),
+            ("/spec/meters/0/name", json!("accounts"), "duplicate entries for key [name=\"accounts\"]"),
+            (
+                "/spec/migrations/job",
+                json!({"image": "crm:1"}),
+                "migrations are either sql (ConfigMaps) or a job (an image with its own migrator), not both",
+            ),
             ("/spec/migrations/sql", Value::Null, "migrations are either sql"),
             ("/spec/database/pooled/servers", json!([]), "spec.database.pooled.servers: Invalid value"),
             ("/spec/pools/maxTenants", json!(0), "should be greater than or equal to 1"),
@@ -319,7 +349,14 @@ async fn what_can_never_change() {
     let zone = "billing.timeZone can't be changed once it is set: every period ends in it";
     let cell = "application and server of a Pool can't be changed: make another Pool";
     let cases: &[(&Value, Case)] = &[
-        (&tenant, ("/spec/application", json!("erp"), "application can't be changed, since the data is that application's: make another Tenant")),
+        (
+            &tenant,
+            (
+                "/spec/application",
+                json!("erp"),
+                "application can't be changed, since the data is that application's: make another Tenant",
+            ),
+        ),
         (&tenant, ("/spec/billing/start", json!("2026-12-01T00:00:00Z"), start)),
         (&tenant, ("/spec/billing/start", Value::Null, start)),
         (&tenant, ("/spec/billing", Value::Null, start)),

@@ -87,7 +87,13 @@ async fn one_category_lists_all_five() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["applications.tenantry.io", "databaseservers.tenantry.io", "plans.tenantry.io", "pools.tenantry.io", "tenants.tenantry.io"]
+        [
+            "applications.tenantry.io",
+            "databaseservers.tenantry.io",
+            "plans.tenantry.io",
+            "pools.tenantry.io",
+            "tenants.tenantry.io"
+        ]
     );
 }
 
@@ -106,7 +112,8 @@ async fn fields_select() {
     assert_eq!(found("Tenant", "spec.application=selected,spec.tier=pooled").await, [""; 0]);
     put("Pool", "selected", json!({"application": "selected", "server": "s"}), json!({})).await;
     assert_eq!(found("Pool", "spec.server=s").await, ["selected"]);
-    let (success, _, errors) = attempt(ground().kubectl().args(["get", "tn", "--field-selector", "spec.suspended=true"]));
+    let (success, _, errors) =
+        attempt(ground().kubectl().args(["get", "tn", "--field-selector", "spec.suspended=true"]));
     assert!(!success && errors.contains("field label not supported"), "{errors}");
     for (kind, name) in [("Tenant", "selected-a"), ("Tenant", "selected-b"), ("Pool", "selected")] {
         remove(kind, name).await;
@@ -133,7 +140,10 @@ async fn conditions_are_a_map_by_type() {
         types.sort_unstable();
         types
     };
-    assert_eq!(write("tenantry", json!([condition("Ready", "False", "A"), condition("Stalled", "True", "B")])).await, ["Ready", "Stalled"]);
+    assert_eq!(
+        write("tenantry", json!([condition("Ready", "False", "A"), condition("Stalled", "True", "B")])).await,
+        ["Ready", "Stalled"]
+    );
     assert_eq!(write("another", json!([condition("Audited", "True", "C")])).await, ["Audited", "Ready", "Stalled"]);
     assert_eq!(write("tenantry", json!([condition("Ready", "True", "D")])).await, ["Audited", "Ready"]);
     remove("Tenant", "merged").await;

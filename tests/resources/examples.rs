@@ -71,7 +71,8 @@ fn names_lead_to_something() {
     for tier in ["pooled", "bridge", "dedicated"] {
         assert!(servers.contains(&text(&application, &format!("/spec/database/{tier}/servers/0"))));
     }
-    let meters: BTreeSet<_> = application["spec"]["meters"].as_array().expect("meters").iter().map(|meter| text(meter, "/name")).collect();
+    let meters: BTreeSet<_> =
+        application["spec"]["meters"].as_array().expect("meters").iter().map(|meter| text(meter, "/name")).collect();
     for plan in documents(&root().join("examples/plans.yaml")) {
         for (meter, _) in plan["spec"]["limits"].as_object().into_iter().flatten() {
             assert!(meters.contains(meter), "{plan}");

@@ -39,6 +39,25 @@ pub fn install(ground: &Devcluster) {
     let mut helm = ground.helm();
     helm.args(["upgrade", "--install", "tenantry", "--namespace", "tenantry-system", "--create-namespace"]);
     output(helm.arg("--set").arg("replicas=0").arg(root().join("charts/tenantry")));
+    await_policy(ground);
+}
+
+/// Waits until the admission policy holds, which the API server learns of by watch: until
+/// a probe that is in use can't be deleted.
+fn await_policy(ground: &Devcluster) {
+    let probe = "{apiVersion: tenantry.io/v1alpha1, kind: Plan, metadata: {name: probe}, spec: {tier: pooled}}";
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), probe).expect("a written file");
+    output(ground.kubectl().args(["apply", "--server-side", "-f"]).arg(file.path()));
+    let in_use = |tenants: u32| {
+        let patch = format!("{{\"status\":{{\"tenants\":{tenants}}}}}");
+        let mut kubectl = ground.kubectl();
+        output(kubectl.args(["patch", "plan", "probe", "--subresource=status", "--type=merge", "-p", &patch]));
+    };
+    in_use(1);
+    while attempt(ground.kubectl().args(["delete", "plan", "probe", "--dry-run=server"])).0 {}
+    in_use(0);
+    output(ground.kubectl().args(["delete", "plan", "probe"]));
 }
 
 /// The output of a command that must succeed.

@@ -10,7 +10,9 @@ fn object(kind: &str, name: &str) -> Value {
         "Plan" => example("plans.yaml", "smb"),
         "Application" => example("application.yaml", "crm"),
         "DatabaseServer" => example("server.yaml", "main"),
-        _ => json!({"apiVersion": "tenantry.io/v1alpha1", "kind": "Pool", "spec": {"application": "crm", "server": "main"}}),
+        _ => {
+            json!({"apiVersion": "tenantry.io/v1alpha1", "kind": "Pool", "spec": {"application": "crm", "server": "main"}})
+        }
     };
     object["metadata"] = json!({"name": name, "labels": {"test": "in-use"}});
     object

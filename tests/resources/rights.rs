@@ -144,7 +144,7 @@ async fn the_operator_gives_itself_rights_in_its_namespaces_alone() {
             "subjects": [{"kind": "ServiceAccount", "name": "tenantry", "namespace": "tenantry-system"}],
         }))
     };
-    for role in ["cluster-admin", "admin", "tenantry-admin", "tenantry"] {
+    for role in ["cluster-admin", "admin", "edit", "tenantry-admin"] {
         let refusal = bindings.create(&PostParams::default(), &binding(role)).await.expect_err("no other role");
         assert!(matches!(&refusal, kube::Error::Api(status) if status.code == 403), "{role}: {refusal}");
     }
@@ -165,9 +165,18 @@ async fn the_operator_gives_itself_rights_in_its_namespaces_alone() {
     }
     secrets.create(&PostParams::default(), &secret).await.expect("rights in this namespace");
     let everything = [
-        "/secrets", "/configmaps", "/serviceaccounts", "/services", "/resourcequotas", "/limitranges", "apps/deployments",
-        "networking.k8s.io/networkpolicies", "networking.k8s.io/ingresses", "gateway.networking.k8s.io/httproutes",
-        "policy/poddisruptionbudgets", "autoscaling/horizontalpodautoscalers",
+        "/secrets",
+        "/configmaps",
+        "/serviceaccounts",
+        "/services",
+        "/resourcequotas",
+        "/limitranges",
+        "apps/deployments",
+        "networking.k8s.io/networkpolicies",
+        "networking.k8s.io/ingresses",
+        "gateway.networking.k8s.io/httproutes",
+        "policy/poddisruptionbudgets",
+        "autoscaling/horizontalpodautoscalers",
     ];
     for resource in everything {
         for verb in ["get", "list", "watch", "create", "patch", "update", "delete"] {
@@ -175,7 +184,9 @@ async fn the_operator_gives_itself_rights_in_its_namespaces_alone() {
         }
     }
     assert!(may(&client, OPERATOR, "list /pods pool-rights").await);
-    for what in ["create /pods", "create /pods/exec", "patch apps/deployments/scale", "create rbac.authorization.k8s.io/roles"] {
+    for what in
+        ["create /pods", "create /pods/exec", "patch apps/deployments/scale", "create rbac.authorization.k8s.io/roles"]
+    {
         assert!(!may(&client, OPERATOR, &format!("{what} pool-rights")).await, "{what}");
     }
     namespaces.delete("pool-rights", &DeleteParams::default()).await.expect("its own namespace");
@@ -188,12 +199,14 @@ async fn agents_owners_and_people() {
     let subject = |user: &str| json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}]);
     let role = |name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name});
     for (user, name) in [("vera", "tenantry-viewer"), ("edith", "tenantry-tenant-editor"), ("ada", "tenantry-admin")] {
-        let binding = json!({"metadata": {"name": format!("test-{user}")}, "roleRef": role(name), "subjects": subject(user)});
+        let binding =
+            json!({"metadata": {"name": format!("test-{user}")}, "roleRef": role(name), "subjects": subject(user)});
         bindings.create(&PostParams::default(), &made(binding)).await.expect("a binding");
     }
     let namespaced: Api<RoleBinding> = Api::namespaced(client.clone(), "default");
     for (user, name) in [("olga", "tenantry-owner"), ("agent", "tenantry-agent")] {
-        let binding = json!({"metadata": {"name": format!("test-{user}")}, "roleRef": role(name), "subjects": subject(user)});
+        let binding =
+            json!({"metadata": {"name": format!("test-{user}")}, "roleRef": role(name), "subjects": subject(user)});
         namespaced.create(&PostParams::default(), &made(binding)).await.expect("a binding");
     }
     // Bindings reach the authorizer by watch, aggregated rules by their controller.
@@ -215,7 +228,12 @@ async fn agents_owners_and_people() {
     hold(
         "edith",
         &["create tenantry.io/tenants", "patch tenantry.io/tenants", "list tenantry.io/applications"],
-        &["patch tenantry.io/plans", "patch tenantry.io/tenants/status", "delete tenantry.io/pools", "get /secrets default"],
+        &[
+            "patch tenantry.io/plans",
+            "patch tenantry.io/tenants/status",
+            "delete tenantry.io/pools",
+            "get /secrets default",
+        ],
     )
     .await;
     hold(
@@ -242,7 +260,8 @@ async fn agents_owners_and_people() {
         ],
     )
     .await;
-    hold("agent", &["watch /secrets default"], &["list /secrets", "patch /secrets default", "get /configmaps default"]).await;
+    hold("agent", &["watch /secrets default"], &["list /secrets", "patch /secrets default", "get /configmaps default"])
+        .await;
 
     for user in ["vera", "edith", "ada"] {
         bindings.delete(&format!("test-{user}"), &DeleteParams::default()).await.expect("removed");
@@ -271,7 +290,11 @@ fn no_role_has_a_wildcard() {
                 .into_iter()
                 .flatten()
                 .any(|resource| matches!(resource.as_str(), Some("secrets" | "configmaps")));
-            assert!(!(wide && secret), "{} reaches Secrets or ConfigMaps of the whole cluster", role["metadata"]["name"]);
+            assert!(
+                !(wide && secret),
+                "{} reaches Secrets or ConfigMaps of the whole cluster",
+                role["metadata"]["name"]
+            );
         }
     }
     let bound: Vec<_> = objects
