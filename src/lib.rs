@@ -5,5 +5,7 @@
 //! what stands before it in the line api, desired, cluster and database, controller and
 //! agent; a test holds them to it.
 
+pub mod agent;
 pub mod api;
 pub mod crds;
+pub mod desired;

@@ -1,0 +1,41 @@
+//! What is wrong with a resource, for the person who wrote it.
+
+use std::fmt;
+
+use crate::api::Reason;
+
+/// One thing that is wrong with a resource; it becomes a condition.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// One CamelCase word for programs.
+    pub reason: Reason,
+    /// The field, such as `spec.components[0].template.spec.containers[0].image`. Where it
+    /// is in another object than the one that was checked, that object comes first:
+    /// `Plan smb: spec.limits.users`.
+    pub path: String,
+    /// What is wrong, and what to change.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault of a field.
+    pub fn new(reason: Reason, path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason, path: path.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.message)
+    }
+}
+
+/// The faults as one message for a condition: at most three of them, then how many more.
+pub fn join_faults(faults: &[Fault]) -> String {
+    const SHOWN: usize = 3;
+    let mut text = faults.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if let Some(more) = faults.len().checked_sub(SHOWN).filter(|&more| more > 0) {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}

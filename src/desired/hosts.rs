@@ -1,0 +1,175 @@
+//! Who has which host: the oldest Tenant that asks for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+
+use super::Fault;
+
+/// The hosts that a Tenant asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The Tenant's name.
+    pub tenant: String,
+    /// When the Tenant was made.
+    pub created: Timestamp,
+    /// The hosts.
+    pub hosts: Vec<String>,
+    /// Those of the hosts that the tenant's live route already has: a foreign route that
+    /// names one of them later doesn't take it away.
+    pub serving: BTreeSet<String>,
+}
+
+/// Who claims a host: Tenants with the oldest first, and foreign routes.
+#[derive(Clone, Debug, Default)]
+struct Host {
+    tenants: BTreeSet<(Timestamp, String)>,
+    foreign: BTreeSet<String>,
+}
+
+/// Who has a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder<'a> {
+    /// A Tenant, by name.
+    Tenant(&'a str),
+    /// A route that isn't ours, such as `HTTPRoute shop/front`.
+    Foreign(&'a str),
+}
+
+/// Every host that a Tenant or a foreign route names. It is kept up to date by each change,
+/// since building it anew for every one of 10,000 Tenants would take their square.
+#[derive(Clone, Debug, Default)]
+pub struct HostIndex {
+    hosts: BTreeMap<String, Host>,
+    claims: BTreeMap<String, Claim>,
+    foreign: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl HostIndex {
+    /// Takes note of what a Tenant asks for. Returns the *other* Tenants that gained or lost
+    /// a host by it.
+    pub fn set_claim(&mut self, claim: Claim) -> BTreeSet<String> {
+        let tenant = claim.tenant.clone();
+        if self.claims.get(&tenant) == Some(&claim) {
+            return BTreeSet::new();
+        }
+        let touched = self.hosts_of(&tenant).into_iter().chain(claim.hosts.iter().cloned()).collect();
+        let mut affected = self.holders_changed(&touched, |index| {
+            index.take_out(&tenant);
+            for host in &claim.hosts {
+                index.hosts.entry(host.clone()).or_default().tenants.insert((claim.created, tenant.clone()));
+            }
+            index.claims.insert(tenant.clone(), claim);
+        });
+        affected.remove(&tenant);
+        affected
+    }
+
+    /// Forgets a Tenant. Returns the Tenants that gained a host by it.
+    pub fn remove_claim(&mut self, tenant: &str) -> BTreeSet<String> {
+        let touched = self.hosts_of(tenant);
+        let mut affected = self.holders_changed(&touched, |index| index.take_out(tenant));
+        affected.remove(tenant);
+        affected
+    }
+
+    /// Takes note of the hosts of a route that isn't ours (none: the route is gone). Returns
+    /// the Tenants that gained or lost a host by it.
+    pub fn set_foreign(&mut self, route: &str, hosts: BTreeSet<String>) -> BTreeSet<String> {
+        let old = self.foreign.get(route).cloned().unwrap_or_default();
+        let touched = old.union(&hosts).cloned().collect();
+        self.holders_changed(&touched, |index| {
+            for host in &old {
+                index.change(host, |entry| {
+                    entry.foreign.remove(route);
+                });
+            }
+            for host in &hosts {
+                index.hosts.entry(host.clone()).or_default().foreign.insert(route.to_owned());
+            }
+            if hosts.is_empty() {
+                index.foreign.remove(route);
+            } else {
+                index.foreign.insert(route.to_owned(), hosts.clone());
+            }
+        })
+    }
+
+    /// Who has a host; nothing when nobody asks for it.
+    pub fn holder(&self, host: &str) -> Option<Holder<'_>> {
+        let entry = self.hosts.get(host)?;
+        let tenant = entry.tenants.first().map(|(_, tenant)| tenant.as_str());
+        let serving =
+            tenant.is_some_and(|name| self.claims.get(name).is_some_and(|claim| claim.serving.contains(host)));
+        match (tenant, entry.foreign.first()) {
+            (Some(tenant), _) if serving => Some(Holder::Tenant(tenant)),
+            (_, Some(route)) => Some(Holder::Foreign(route)),
+            (tenant, None) => tenant.map(Holder::Tenant),
+        }
+    }
+
+    /// The hosts that a Tenant asks for and has, in the order in which it names them.
+    pub fn granted(&self, tenant: &str) -> Vec<String> {
+        let hosts = self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts);
+        hosts.filter(|host| self.holder(host) == Some(Holder::Tenant(tenant))).cloned().collect()
+    }
+
+    /// A fault for each host that a Tenant asks for and somebody else has.
+    pub fn faults(&self, tenant: &str) -> Vec<Fault> {
+        let hosts = self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts);
+        hosts
+            .filter_map(|host| {
+                let message = match self.holder(host)? {
+                    Holder::Tenant(name) if name == tenant => return None,
+                    Holder::Tenant(name) => {
+                        format!("host {host} belongs to Tenant {name}, which is older: remove it here, or there first")
+                    }
+                    Holder::Foreign(route) => {
+                        format!(
+                            "host {host} is served by {route}, which is not Tenantry's: remove it here, or there first"
+                        )
+                    }
+                };
+                Some(Fault::new("HostTaken", "spec.hosts", message))
+            })
+            .collect()
+    }
+
+    fn hosts_of(&self, tenant: &str) -> BTreeSet<String> {
+        self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts).cloned().collect()
+    }
+
+    fn take_out(&mut self, tenant: &str) {
+        let Some(claim) = self.claims.remove(tenant) else { return };
+        let key = (claim.created, claim.tenant);
+        for host in &claim.hosts {
+            self.change(host, |entry| {
+                entry.tenants.remove(&key);
+            });
+        }
+    }
+
+    /// Changes the entry of a host, and drops it once nobody names the host.
+    fn change(&mut self, host: &str, change: impl FnOnce(&mut Host)) {
+        let Some(entry) = self.hosts.get_mut(host) else { return };
+        change(entry);
+        if entry.tenants.is_empty() && entry.foreign.is_empty() {
+            self.hosts.remove(host);
+        }
+    }
+
+    /// The Tenants that `change` gives or takes one of the `touched` hosts.
+    fn holders_changed(&mut self, touched: &BTreeSet<String>, change: impl FnOnce(&mut Self)) -> BTreeSet<String> {
+        let holders = |index: &Self| -> Vec<Option<String>> {
+            let tenant = |holder| match holder {
+                Holder::Tenant(name) => Some(str::to_owned(name)),
+                Holder::Foreign(_) => None,
+            };
+            touched.iter().map(|host| index.holder(host).and_then(tenant)).collect()
+        };
+        let before = holders(self);
+        change(self);
+        let changed = before.into_iter().zip(holders(self)).filter(|(before, after)| before != after);
+        changed.flat_map(|(before, after)| before.into_iter().chain(after)).collect()
+    }
+}

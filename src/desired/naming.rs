@@ -1,0 +1,132 @@
+//! Every name and label that the operator gives, in one place.
+
+use std::collections::BTreeMap;
+
+use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, MANAGED_BY, Pool, Route};
+
+/// The ClusterRole that the operator binds itself to in each namespace that it makes.
+pub const NAMESPACE_ROLE: &str = "tenantry-namespace";
+/// The agent: its ClusterRole, and in each namespace its ServiceAccount, RoleBinding and
+/// container.
+pub const AGENT: &str = "tenantry-agent";
+/// The volume that has the tenants' credentials as files.
+pub const TENANTS_VOLUME: &str = "tenantry-tenants";
+/// The volume that has the agent's token.
+pub const TOKEN_VOLUME: &str = "tenantry-agent-token";
+/// Containers and volumes whose names begin so are the operator's.
+pub const RESERVED_PREFIX: &str = "tenantry-";
+/// Where the tenants' credentials are in a pod.
+pub const TENANTS_DIR: &str = "/var/run/tenantry";
+/// The operator's ResourceQuota and LimitRange.
+pub const QUOTA: &str = "tenantry";
+/// How the Secrets of tenants end.
+pub const SECRET_SUFFIX: &str = "-database";
+
+/// Label: the product.
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
+/// Label: the pool or tenant that an object is for.
+pub const LABEL_INSTANCE: &str = "app.kubernetes.io/instance";
+/// Label: the component.
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Label: the Application.
+pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
+
+/// The labels that the operator sets on pods, and that a template therefore can't.
+pub const POD_LABELS: [&str; 7] =
+    [LABEL_NAME, LABEL_INSTANCE, LABEL_COMPONENT, LABEL_PART_OF, LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT];
+
+/// What an object belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A pool.
+    Pool(&'a str),
+    /// A tenant; with its pool where it is in one.
+    Tenant {
+        /// The Tenant's name.
+        name: &'a str,
+        /// The Pool's name, for tier pooled.
+        pool: Option<&'a str>,
+    },
+}
+
+/// The labels of every object of an owner.
+pub fn labels(application: &str, owner: Owner<'_>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        (LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()),
+        (LABEL_PART_OF.to_owned(), application.to_owned()),
+    ]);
+    let mut set = |label: &str, value: &str| labels.insert(label.to_owned(), value.to_owned());
+    match owner {
+        Owner::Pool(pool) => {
+            set(LABEL_POOL, pool);
+        }
+        Owner::Tenant { name, pool } => {
+            set(LABEL_TENANT, name);
+            pool.map(|pool| set(LABEL_POOL, pool));
+        }
+    }
+    labels
+}
+
+/// The labels by which a component's pods are found: as few as will do, since a
+/// Deployment's selector can never change.
+pub fn selector(instance: &str, component: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (LABEL_INSTANCE.to_owned(), instance.to_owned()),
+        (LABEL_COMPONENT.to_owned(), component.to_owned()),
+    ])
+}
+
+/// The namespace of a pool.
+pub fn pool_namespace(pool: &str) -> String {
+    Pool::namespace_name(pool)
+}
+
+/// The `number`th pool of an application.
+pub fn pool_name(application: &str, number: usize) -> String {
+    format!("{application}-{number}")
+}
+
+/// The Secret with a tenant's credentials.
+pub fn credentials_secret(tenant: &str) -> String {
+    format!("{tenant}{SECRET_SUFFIX}")
+}
+
+/// The HTTPRoute or Ingress of a tenant.
+pub fn tenant_route(tenant: &str) -> String {
+    tenant.to_owned()
+}
+
+/// The domain under which an application's tenants are: the host template without
+/// `{tenant}.`.
+pub fn application_domain(route: &Route) -> &str {
+    route.host_template.strip_prefix("{tenant}.").unwrap_or(&route.host_template)
+}
+
+/// The host of a tenant under its application's domain.
+pub fn tenant_host(route: &Route, tenant: &str) -> String {
+    route.host_template.replace("{tenant}", tenant)
+}
+
+/// Every host of a tenant: the one under the application's domain, then its own, each once.
+pub fn tenant_hosts(route: Option<&Route>, tenant: &str, own: &[String]) -> Vec<String> {
+    let mut hosts: Vec<String> = route.map(|route| tenant_host(route, tenant)).into_iter().collect();
+    for host in own {
+        if !hosts.contains(host) {
+            hosts.push(host.clone());
+        }
+    }
+    hosts
+}
+
+/// Where a tenant is reached. A Gateway's listeners are taken to speak TLS; an Ingress does
+/// where the route says so.
+pub fn tenant_url(route: &Route, tenant: &str) -> String {
+    let scheme = if route.ingress_class_name.is_some() && route.tls.is_none() { "http" } else { "https" };
+    format!("{scheme}://{}", tenant_host(route, tenant))
+}
+
+/// The environment variable that tells a pod its pool.
+pub const ENV_POOL: &str = "TENANTRY_POOL";
+/// The environment variable that tells a container where the tenants' files are.
+pub const ENV_TENANTS_DIR: &str = "TENANTRY_TENANTS_DIR";

@@ -1,0 +1,1 @@
+//! Quantities as the API server writes them.
