@@ -86,6 +86,10 @@ impl Devcluster {
     ///
     /// With `DEVCLUSTER_KUBECONFIG` set, that cluster is used and only PostgreSQL is
     /// started.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "options are made for one call"
+    )]
     pub fn start(options: Options) -> Result<Devcluster, Error> {
         let existing = std::env::var_os("DEVCLUSTER_KUBECONFIG").map(PathBuf::from);
         let progress = options.progress;

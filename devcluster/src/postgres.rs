@@ -72,6 +72,10 @@ const PORT_TRIES: usize = 5;
 impl Postgres {
     /// Starts a server and waits until it takes connections (about a second). Blocks;
     /// may be called with or without an async runtime around.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "options are made for one call"
+    )]
     pub fn start(options: PostgresOptions) -> Result<Postgres, Error> {
         let dir = match &options.dir {
             Some(dir) => Workdir::claim(dir)?,

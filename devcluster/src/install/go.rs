@@ -20,13 +20,19 @@ pub(super) struct Go {
 
 impl Go {
     pub(super) fn find() -> Result<Go, Error> {
+        Go::find_among(&["go", USUAL])
+    }
+
+    fn find_among(programs: &[&str]) -> Result<Go, Error> {
         let hint = format!(
             "install Go {}.{} or newer (https://go.dev/dl), or set DEVCLUSTER_BIN to a folder with etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl, helm and kwok",
             NEEDED.0, NEEDED.1
         );
         let mut old = None;
-        for program in ["go", USUAL] {
-            let go = Go { program: program.into() };
+        for program in programs {
+            let go = Go {
+                program: program.into(),
+            };
             // `go version` of a newer toolchain that go.mod asks for would download it.
             let Ok(version) = go.output(&["env", "GOVERSION"], None) else {
                 continue;
@@ -71,7 +77,13 @@ impl Go {
     }
 
     /// Builds the module's program and its tools into `bin`.
-    pub(super) fn build(&self, module: &Path, bin: &Path, linker_flags: &str, progress: Progress) -> Result<(), Error> {
+    pub(super) fn build(
+        &self,
+        module: &Path,
+        bin: &Path,
+        linker_flags: &str,
+        progress: Progress,
+    ) -> Result<(), Error> {
         let fetching = progress.phase("fetching the sources of the Kubernetes programs");
         let mut command = self.command(&["list", "-deps", ".", "tool"], Some(module));
         let packages = followed(&mut command, "go list", |line| {
@@ -83,10 +95,21 @@ impl Go {
         .count();
         drop(fetching);
 
-        let compiling =
-            progress.phase("building the Kubernetes programs, the first time only (5 to 10 minutes on two cores)");
-        let mut command =
-            self.command(&["build", "-v", "-trimpath", "-mod=readonly", "-ldflags", linker_flags, "-o"], Some(module));
+        let compiling = progress.phase(
+            "building the Kubernetes programs, the first time only (5 to 10 minutes on two cores)",
+        );
+        let mut command = self.command(
+            &[
+                "build",
+                "-v",
+                "-trimpath",
+                "-mod=readonly",
+                "-ldflags",
+                linker_flags,
+                "-o",
+            ],
+            Some(module),
+        );
         command.arg(bin).args([".", "tool"]);
         let mut compiled = 0;
         followed(&mut command, "go build", |line| {
@@ -116,10 +139,22 @@ impl Go {
 
 /// Runs a command to its end, shows each line of its standard error to `each`, and
 /// gives its standard output.
-fn followed(command: &mut Command, name: &str, mut each: impl FnMut(&str)) -> Result<String, Error> {
+fn followed(
+    command: &mut Command,
+    name: &str,
+    mut each: impl FnMut(&str),
+) -> Result<String, Error> {
     const KEPT: usize = 30;
-    let failed = |source| Error::File { action: "run", path: name.into(), source };
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let failed = |source| Error::File {
+        action: "run",
+        path: name.into(),
+        source,
+    };
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
     let output = child.stdout.take().expect("its standard output is a pipe");
     let errors = child.stderr.take().expect("its standard error is a pipe");
     // Both pipes are read at once: neither may fill and block the command.
@@ -133,13 +168,23 @@ fn followed(command: &mut Command, name: &str, mut each: impl FnMut(&str)) -> Re
         last.push_back(line);
     }
     let status = child.wait().map_err(failed)?;
-    let text = reader.join().expect("reading a pipe doesn't panic").map_err(failed)?;
+    let text = reader
+        .join()
+        .expect("reading a pipe doesn't panic")
+        .map_err(failed)?;
     if status.success() {
         return Ok(text);
     }
     // What compiled well is no news.
-    let news: Vec<String> = last.into_iter().filter(|line| line.contains([' ', '\t'])).collect();
-    Err(Error::Command { command: name.to_owned(), status: process::describe(status), output: news.join("\n") })
+    let news: Vec<String> = last
+        .into_iter()
+        .filter(|line| line.contains([' ', '\t']))
+        .collect();
+    Err(Error::Command {
+        command: name.to_owned(),
+        status: process::describe(status),
+        output: news.join("\n"),
+    })
 }
 
 /// Major and minor of `go1.26.8`.
@@ -151,6 +196,28 @@ fn number(version: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_go_or_an_old_one_is_told_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let old = folder.path().join("go");
+        std::fs::write(&old, "#!/bin/sh\necho go1.19.8\n").expect("written");
+        let mut mode = std::fs::metadata(&old).expect("there").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
+        std::fs::set_permissions(&old, mode).expect("executable");
+        let told = |programs: &[&str]| match Go::find_among(programs) {
+            Ok(_) => panic!("found"),
+            Err(error) => error.to_string(),
+        };
+        let absent = told(&["/nowhere/go"]);
+        assert!(absent.contains("Go was not found"), "{absent}");
+        assert!(
+            absent.contains("Go 1.26") && absent.contains("DEVCLUSTER_BIN"),
+            "{absent}"
+        );
+        let old = told(&["/nowhere/go", &old.to_string_lossy()]);
+        assert!(old.contains("too old (go1.19.8)"), "{old}");
+    }
 
     #[test]
     fn versions_of_go_compare_as_numbers() {

@@ -45,19 +45,24 @@ impl Helper {
 
     /// What the helper started, and what that started.
     pub(crate) fn tree(&self) -> Vec<u32> {
-        let mut all = self.roots.clone();
-        let mut next = 0;
-        while next < all.len() {
-            all.extend(children_of(all[next]));
-            next += 1;
-        }
-        all
+        tree(&self.roots)
     }
 
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// These processes and all below them.
+pub(crate) fn tree(roots: &[u32]) -> Vec<u32> {
+    let mut all = roots.to_owned();
+    let mut next = 0;
+    while next < all.len() {
+        all.extend(children_of(all[next]));
+        next += 1;
+    }
+    all
 }
 
 pub(crate) fn wait_until_gone(pids: &[u32]) {
