@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::Error;
 use crate::process::{self, guarded};
+use crate::progress::Progress;
 use crate::workdir::Workdir;
 
 /// Where Debian keeps a main folder per version.
@@ -92,7 +93,8 @@ fn install() -> Result<(), Error> {
             hint: "install one (Debian: apt-get install postgresql), or set PG_BIN to the folder of its programs".into(),
         });
     }
-    eprintln!("devcluster: installing PostgreSQL (apt-get install postgresql)");
+    // Shown always: it changes the machine, and takes a while.
+    Progress::Shown.say("installing PostgreSQL (apt-get install postgresql)");
     let folder = Path::new("/etc/postgresql-common/createcluster.d");
     let setting = folder.join("devcluster.conf");
     fs::create_dir_all(folder).map_err(Error::file("make", folder))?;
