@@ -1,0 +1,6 @@
+//! The CRM through its own door, HTTP, with a real PostgreSQL and the agent's own files.
+
+mod ground;
+mod hosts;
+mod http;
+mod pool;

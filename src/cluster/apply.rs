@@ -1,0 +1,243 @@
+//! Writes objects: made where they are absent, brought back where they differ, left alone
+//! where nothing changed.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Api, Client,
+    api::{
+        DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+        ValidationDirective,
+    },
+    core::{ApiResource, Request},
+};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::{
+    children::{Children, Key, Observed, desired_hash},
+    drift::{self, REPLICAS_MANAGER, compare, is_ours},
+    error::{Error, Result, already_exists, is_conflict, is_not_found},
+};
+use crate::{
+    api::FIELD_MANAGER,
+    desired::{Kind, Object},
+};
+
+/// The longest that one call to the API server may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What an apply did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing: the object was as desired.
+    Unchanged,
+    /// The object was made.
+    Created,
+    /// The object was changed.
+    Changed,
+}
+
+/// Reads and writes the operator's objects in a cluster.
+pub struct Cluster<S> {
+    client: Client,
+    children: Arc<Children<S>>,
+}
+
+impl<S> Clone for Cluster<S> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), children: Arc::clone(&self.children) }
+    }
+}
+
+impl<S: Clone + PartialEq> Cluster<S> {
+    /// Writes with this client, and keeps in `children` what it wrote.
+    pub fn new(client: Client, children: Arc<Children<S>>) -> Self {
+        Self { client, children }
+    }
+
+    /// What is known of the objects.
+    pub fn children(&self) -> &Children<S> {
+        &self.children
+    }
+
+    /// The same, for the watches that keep it up to date.
+    pub fn shared_children(&self) -> Arc<Children<S>> {
+        Arc::clone(&self.children)
+    }
+
+    /// The client, for the resources of the group and for watches.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Brings one object to what is desired.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] where an object of that name is there that we didn't make.
+    pub async fn apply(&self, object: &Object) -> Result<Applied> {
+        self.apply_as(object, desired_hash(&object.body)).await
+    }
+
+    /// The same, where the caller knows the desired object by a hash of its own: one that can
+    /// be had without what is secret in it.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_as(&self, object: &Object, hash: u64) -> Result<Applied> {
+        let key = Key::of(object);
+        match self.children.observe(&key, hash) {
+            Observed::InSync => return Ok(Applied::Unchanged),
+            Observed::Absent => match self.create(&key, &object.body).await? {
+                Some(created) => {
+                    info!(object = %key, "created");
+                    self.children.wrote(&key, hash, &created);
+                    return Ok(Applied::Created);
+                }
+                // It is there after all: the watch has not told yet, or somebody took our labels off it.
+                None => match self.read(&key).await? {
+                    Some(live) if is_ours(&live) => {}
+                    Some(_) => return Err(Error::Foreign { what: key.to_string() }),
+                    None => return Err(Error::timeout(format!("{key} came and went"))),
+                },
+            },
+            Observed::Changed(live) => {
+                if !is_ours(&live) {
+                    return Err(Error::Foreign { what: key.to_string() });
+                }
+                if compare(&object.body, &live).is_none() {
+                    self.children.verified(&key, hash, &live);
+                    return Ok(Applied::Unchanged);
+                }
+            }
+            Observed::Outdated => {}
+        }
+        let left = self.restore(&key, &object.body).await?;
+        info!(object = %key, "changed");
+        self.children.wrote(&key, hash, &left);
+        Ok(Applied::Changed)
+    }
+
+    /// Applies what is ours and removes what others added.
+    async fn restore(&self, key: &Key, body: &Value) -> Result<Value> {
+        if key.kind == Kind::Deployment && body.pointer("/spec/replicas").is_none() {
+            self.hand_over_replicas(key).await?;
+        }
+        let params = strict(PatchParams::apply(FIELD_MANAGER).force());
+        let applied = self.patch(key, "apply", &params, &Patch::Apply(body)).await?;
+        let additions = compare(body, &applied).additions;
+        if additions.is_empty() {
+            return Ok(applied);
+        }
+        let version = applied.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+        let mut operations = vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
+        operations.extend(additions.iter().map(|path| json!({"op": "remove", "path": path.pointer()})));
+        let operations = serde_json::from_value(Value::Array(operations))
+            .map_err(|error| Error::timeout(format!("remove what was added to {key}: {error}")))?;
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.patch(key, "remove what was added to", &params, &Patch::Json::<Value>(operations)).await
+    }
+
+    /// Keeps a Deployment's replica count when an autoscaler takes it over: a field that
+    /// nobody owns any more would fall back to 1.
+    async fn hand_over_replicas(&self, key: &Key) -> Result<()> {
+        let Some(live) = self.read(key).await? else { return Ok(()) };
+        if !drift::owns_replicas(&live) {
+            return Ok(());
+        }
+        let body = json!({
+            "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
+            "spec": {"replicas": live["spec"]["replicas"]},
+        });
+        self.patch(key, "keep the replicas of", &PatchParams::apply(REPLICAS_MANAGER).force(), &Patch::Apply(body))
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes an object if it is the one we know; one that is gone already is a success.
+    pub async fn delete(&self, key: &Key) -> Result<()> {
+        let uid = self.children.uid(key);
+        let params = DeleteParams {
+            preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..DeleteParams::default()
+        };
+        let what = format!("delete {key}");
+        match timed(&what, self.api(key).delete(&key.name, &params)).await? {
+            Ok(_) => {
+                info!(object = %key, "deleted");
+                Ok(())
+            }
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+            Err(error) => Err(Error::from_kube(what, &error)),
+        }
+    }
+
+    /// Reads an object from the API server.
+    pub async fn read(&self, key: &Key) -> Result<Option<Value>> {
+        let what = format!("read {key}");
+        let found = timed(&what, self.api(key).get_opt(&key.name)).await?;
+        let found = found.map_err(|error| Error::from_kube(&what, &error))?;
+        Ok(found.and_then(|object| serde_json::to_value(object).ok()))
+    }
+
+    /// Makes an object; nothing if one of that name is there. (An apply would merge with it.)
+    async fn create(&self, key: &Key, body: &Value) -> Result<Option<Value>> {
+        let what = format!("create {key}");
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let path = self.api(key).resource_url().to_owned();
+        let mut request = Request::new(path)
+            .create(&params, body.to_string().into_bytes())
+            .map_err(|error| Error::timeout(format!("{what}: {error}")))?;
+        *request.uri_mut() = format!("{}&fieldValidation=Strict", request.uri())
+            .parse()
+            .map_err(|error| Error::timeout(format!("{what}: {error}")))?;
+        match timed(&what, self.client.request::<Value>(request)).await? {
+            Ok(created) => Ok(Some(created)),
+            Err(error) if already_exists(&error) => Ok(None),
+            Err(error) => Err(Error::from_kube(what, &error)),
+        }
+    }
+
+    async fn patch<B: serde::Serialize + std::fmt::Debug>(
+        &self,
+        key: &Key,
+        verb: &str,
+        params: &PatchParams,
+        patch: &Patch<B>,
+    ) -> Result<Value> {
+        let what = format!("{verb} {key}");
+        let patched = timed(&what, self.api(key).patch(&key.name, params, patch)).await?;
+        let patched = patched.map_err(|error| Error::from_kube(&what, &error))?;
+        serde_json::to_value(patched).map_err(|error| Error::timeout(format!("{what}: {error}")))
+    }
+
+    fn api(&self, key: &Key) -> Api<DynamicObject> {
+        let resource = api_resource(key.kind);
+        match &key.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        }
+    }
+}
+
+/// How the API server calls a kind.
+pub fn api_resource(kind: Kind) -> ApiResource {
+    ApiResource {
+        group: kind.group().into(),
+        version: kind.version().into(),
+        api_version: kind.api_version(),
+        kind: kind.as_str().into(),
+        plural: kind.plural().into(),
+    }
+}
+
+fn strict(mut params: PatchParams) -> PatchParams {
+    params.field_validation = Some(ValidationDirective::Strict);
+    params
+}
+
+/// Ends a call that gets no answer: kube's client waits for ever by itself.
+pub(super) async fn timed<T>(what: &str, call: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| Error::timeout(what))
+}

@@ -1,0 +1,291 @@
+//! What the operator knows of the objects that it made.
+//!
+//! The watches bring every object whole. What is kept is small: who it belongs to, a digest
+//! of its content, and what the controllers need to know of its status. While the digest is
+//! the one that our own last apply left, or that was compared with the desired object, an
+//! event means nothing. Only where it differs the whole object is held, until it has been
+//! compared. So a restart writes nothing, and every edit by hand is seen.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::Value;
+
+use super::drift;
+use crate::{
+    api::{LABEL_POOL, LABEL_TENANT},
+    desired::{Kind, Object},
+};
+
+/// Names one object in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, where the kind has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of a desired object.
+    pub fn of(object: &Object) -> Self {
+        Self { kind: object.kind, namespace: object.namespace.clone(), name: object.name.clone() }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(formatter, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(formatter, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// Whose an object is, by its labels.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// A Tenant's, by name.
+    Tenant(String),
+    /// A Pool's, by name.
+    Pool(String),
+}
+
+impl Owner {
+    fn of(object: &Value) -> Option<Self> {
+        let label = |name: &str| object.get("metadata")?.get("labels")?.get(name)?.as_str().map(str::to_owned);
+        label(LABEL_TENANT).map(Self::Tenant).or_else(|| label(LABEL_POOL).map(Self::Pool))
+    }
+}
+
+/// How an object stands to what is desired.
+#[derive(Debug)]
+pub enum Observed {
+    /// It is not there, as far as the watches have told.
+    Absent,
+    /// It is as desired; nothing is to be done.
+    InSync,
+    /// It has changed since it was last compared: this is what it is.
+    Changed(Value),
+    /// It is as we left it, but something else is desired now.
+    Outdated,
+}
+
+/// What was learned of an object's state beyond its content, such as its status.
+pub type Extract<S> = fn(Kind, &Value) -> S;
+
+struct Child<S> {
+    uid: String,
+    version: u64,
+    digest: u64,
+    /// The hash of the desired object that this digest was compared with.
+    verified: Option<u64>,
+    /// The whole object, as JSON, until it has been compared.
+    whole: Option<Box<[u8]>>,
+    ours: bool,
+    owner: Option<Owner>,
+    state: S,
+}
+
+struct Maps<S> {
+    children: HashMap<Key, Child<S>>,
+    by_owner: HashMap<Owner, BTreeSet<Key>>,
+}
+
+/// The objects that the operator made, as the watches and its own writes tell.
+pub struct Children<S> {
+    maps: Mutex<Maps<S>>,
+    extract: Extract<S>,
+}
+
+impl<S: Clone + PartialEq> Children<S> {
+    /// Knows nothing yet. `extract` picks what is to be known of an object's state.
+    pub fn new(extract: Extract<S>) -> Self {
+        Self { maps: Mutex::new(Maps { children: HashMap::new(), by_owner: HashMap::new() }), extract }
+    }
+
+    /// Takes in what a watch tells of an object; returns whose reconcile has to look at it,
+    /// if it is not as we left it.
+    pub fn saw(&self, key: &Key, object: &Value) -> Option<Owner> {
+        let (uid, version) = identity(object);
+        let digest = digest(object);
+        let state = (self.extract)(key.kind, object);
+        let mut maps = self.lock();
+        if let Some(child) = maps.children.get_mut(key).filter(|child| child.uid == uid) {
+            if version <= child.version {
+                return None;
+            }
+            child.version = version;
+            if child.digest == digest {
+                let changed = child.state != state;
+                child.state = state;
+                return child.owner.clone().filter(|_| changed);
+            }
+        }
+        let child = Child {
+            uid,
+            version,
+            digest,
+            verified: None,
+            whole: serde_json::to_vec(object).ok().map(Vec::into_boxed_slice),
+            ours: drift::is_ours(object),
+            owner: Owner::of(object),
+            state,
+        };
+        let owner = child.owner.clone();
+        maps.insert(key.clone(), child);
+        owner
+    }
+
+    /// Takes in that a watch saw an object go; returns whose reconcile has to look at it.
+    pub fn gone(&self, key: &Key, uid: Option<&str>) -> Option<Owner> {
+        let mut maps = self.lock();
+        if uid.is_some_and(|uid| maps.children.get(key).is_none_or(|child| child.uid != uid)) {
+            return None;
+        }
+        maps.remove(key)
+    }
+
+    /// Takes in our own write: `object` is what it left of the desired object with this hash.
+    pub fn wrote(&self, key: &Key, desired: u64, object: &Value) {
+        let (uid, version) = identity(object);
+        let child = Child {
+            uid,
+            version,
+            digest: digest(object),
+            verified: Some(desired),
+            whole: None,
+            ours: true,
+            owner: Owner::of(object),
+            state: (self.extract)(key.kind, object),
+        };
+        let mut maps = self.lock();
+        if maps.children.get(key).is_some_and(|known| known.uid == child.uid && known.version > child.version) {
+            return;
+        }
+        maps.insert(key.clone(), child);
+    }
+
+    /// Takes in that the object `whole` was compared with the desired object and is equal.
+    pub fn verified(&self, key: &Key, desired: u64, whole: &Value) {
+        let digest = digest(whole);
+        if let Some(child) = self.lock().children.get_mut(key).filter(|child| child.digest == digest) {
+            child.verified = Some(desired);
+            child.whole = None;
+        }
+    }
+
+    /// How an object stands to the desired object with this hash.
+    pub fn observe(&self, key: &Key, desired: u64) -> Observed {
+        let maps = self.lock();
+        let Some(child) = maps.children.get(key) else { return Observed::Absent };
+        if child.verified == Some(desired) {
+            return Observed::InSync;
+        }
+        match child.whole.as_deref().and_then(|whole| serde_json::from_slice(whole).ok()) {
+            Some(whole) => Observed::Changed(whole),
+            None => Observed::Outdated,
+        }
+    }
+
+    /// The whole object, where it is held because it was not compared yet.
+    pub fn whole(&self, key: &Key) -> Option<Value> {
+        self.lock().children.get(key)?.whole.as_deref().and_then(|whole| serde_json::from_slice(whole).ok())
+    }
+
+    /// What is known of an object's state.
+    pub fn state(&self, key: &Key) -> Option<S> {
+        self.lock().children.get(key).map(|child| child.state.clone())
+    }
+
+    /// An object's UID.
+    pub fn uid(&self, key: &Key) -> Option<String> {
+        self.lock().children.get(key).map(|child| child.uid.clone())
+    }
+
+    /// The objects of an owner that we made.
+    pub fn of_owner(&self, owner: &Owner) -> Vec<Key> {
+        let maps = self.lock();
+        let keys = maps.by_owner.get(owner).into_iter().flatten();
+        keys.filter(|key| maps.children.get(*key).is_some_and(|child| child.ours)).cloned().collect()
+    }
+
+    /// The objects of one kind, in one namespace or in all.
+    pub fn of_kind(&self, kind: Kind, namespace: Option<&str>) -> Vec<Key> {
+        let in_scope =
+            |key: &&Key| key.kind == kind && namespace.is_none_or(|name| key.namespace.as_deref() == Some(name));
+        self.lock().children.keys().filter(in_scope).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Maps<S>> {
+        // Every update is one insertion or removal, so a panic in between leaves nothing half done.
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S> Maps<S> {
+    fn insert(&mut self, key: Key, child: Child<S>) {
+        self.remove(&key);
+        if let Some(owner) = &child.owner {
+            self.by_owner.entry(owner.clone()).or_default().insert(key.clone());
+        }
+        self.children.insert(key, child);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Owner> {
+        let owner = self.children.remove(key)?.owner?;
+        if let Some(keys) = self.by_owner.get_mut(&owner) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_owner.remove(&owner);
+            }
+        }
+        Some(owner)
+    }
+}
+
+/// The hash of a desired object, by which it is known again.
+pub fn desired_hash(body: &Value) -> u64 {
+    hash(&body.to_string())
+}
+
+/// UID and version. Resource versions of one resource are numbers that grow (KEP-5504).
+fn identity(object: &Value) -> (String, u64) {
+    let field = |name: &str| object.get("metadata").and_then(|metadata| metadata.get(name)).and_then(Value::as_str);
+    (field("uid").unwrap_or_default().to_owned(), field("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0))
+}
+
+/// A digest of all that a person could change: the object without its status and without
+/// what the API server alone writes.
+fn digest(object: &Value) -> u64 {
+    const SERVER_SIDE: [&str; 6] =
+        ["managedFields", "resourceVersion", "generation", "uid", "creationTimestamp", "selfLink"];
+    let mut content = object.clone();
+    if let Some(map) = content.as_object_mut() {
+        map.remove("status");
+    }
+    if let Some(metadata) = content.get_mut("metadata").and_then(Value::as_object_mut) {
+        for field in SERVER_SIDE {
+            metadata.remove(field);
+        }
+        // The Deployment controller counts its revisions here.
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove("deployment.kubernetes.io/revision");
+            if annotations.is_empty() {
+                metadata.remove("annotations");
+            }
+        }
+    }
+    hash(&content.to_string())
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,285 @@
+//! Compares an object as it is with how it should be. Pure.
+//!
+//! Server-side apply restores what we set, but leaves what others added (a container, a
+//! port, a key of data). `managedFields` tells who set what, so an addition is a path that
+//! is not in the desired object and that somebody owns; defaults belong to nobody.
+//! Labels, annotations, finalizers and owner references of others stay.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use serde_json::{Map, Value};
+
+use super::quantity::same_quantity;
+use crate::api::FIELD_MANAGER;
+
+/// The manager that holds a Deployment's replica count while it goes from us to an autoscaler.
+pub(super) const REPLICAS_MANAGER: &str = "tenantry-replicas";
+
+/// How an object differs from what it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Something that should be there is missing or different: apply it.
+    pub missing: bool,
+    /// What should not be there: remove it. Later places of a list stand before earlier ones.
+    pub additions: Vec<Path>,
+}
+
+impl Drift {
+    /// Whether the object is as it should be.
+    pub fn is_none(&self) -> bool {
+        !self.missing && self.additions.is_empty()
+    }
+}
+
+/// A place in an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Path(Vec<Step>);
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl Path {
+    /// The place as a JSON pointer (RFC 6901).
+    pub fn pointer(&self) -> String {
+        self.0.iter().fold(String::new(), |mut pointer, step| {
+            pointer.push('/');
+            match step {
+                Step::Key(key) => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
+                Step::Index(index) => pointer.push_str(&index.to_string()),
+            }
+            pointer
+        })
+    }
+}
+
+/// What has to change so that `live` is as `desired`.
+pub fn compare(desired: &Value, live: &Value) -> Drift {
+    let mut additions = Vec::new();
+    for entry in managed_fields(live) {
+        if entry.subresource.is_some() || entry.manager.as_deref() == Some(REPLICAS_MANAGER) {
+            continue;
+        }
+        let Some(Value::Object(fields)) = entry.fields_v1.map(|fields| fields.0) else { continue };
+        let ours = entry.manager.as_deref() == Some(FIELD_MANAGER);
+        collect_additions(&fields, Some(desired), Some(live), ours, &mut Vec::new(), &mut additions);
+    }
+    additions.sort_unstable_by(|a, b| b.cmp(a));
+    additions.dedup();
+    Drift { missing: !covers(desired, live, false), additions }
+}
+
+/// Whether anything of the object was set by us.
+pub fn is_ours(live: &Value) -> bool {
+    managed_fields(live).iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER))
+}
+
+/// Whether we own the replica count of this Deployment.
+pub(super) fn owns_replicas(live: &Value) -> bool {
+    managed_fields(live).iter().any(|entry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.subresource.is_none()
+            && entry.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some())
+    })
+}
+
+fn managed_fields(live: &Value) -> Vec<ManagedFieldsEntry> {
+    live.pointer("/metadata/managedFields")
+        .and_then(|fields| serde_json::from_value(fields.clone()).ok())
+        .unwrap_or_default()
+}
+
+/// Whether every leaf of `desired` stands in `live`. Maps may have more; lists may not.
+fn covers(desired: &Value, live: &Value, quantities: bool) -> bool {
+    match (desired, live) {
+        (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(key, wanted)| {
+            let quantities = quantities || holds_quantities(key);
+            live.get(key).map_or_else(|| is_empty(wanted), |found| covers(wanted, found, quantities))
+        }),
+        (Value::Array(desired), Value::Array(live)) => {
+            desired.len() == live.len()
+                && desired.iter().zip(live).all(|(wanted, found)| covers(wanted, found, quantities))
+        }
+        (wanted, found) => wanted == found || (quantities && same_quantity(wanted, found)),
+    }
+}
+
+/// The API server drops what is empty, unless its presence means something.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.values().all(is_empty),
+        _ => false,
+    }
+}
+
+fn holds_quantities(key: &str) -> bool {
+    matches!(key, "limits" | "requests" | "hard" | "default" | "defaultRequest" | "max" | "min" | "sizeLimit")
+}
+
+/// Walks an owner's fields (format FieldsV1) and notes those that `desired` doesn't have.
+fn collect_additions(
+    fields: &Map<String, Value>,
+    desired: Option<&Value>,
+    live: Option<&Value>,
+    ours: bool,
+    path: &mut Vec<Step>,
+    additions: &mut Vec<Path>,
+) {
+    for (key, below) in fields {
+        let Some((step, found)) = live.and_then(|live| resolve(key, live)) else { continue };
+        if path.is_empty() && step == Step::Key("status".into()) {
+            continue;
+        }
+        if !ours && step == Step::Key("metadata".into()) {
+            continue;
+        }
+        let wanted = desired.and_then(|desired| resolve(key, desired)).map(|(_, wanted)| wanted);
+        path.push(step);
+        match (wanted, below) {
+            (None, _) => additions.push(Path(path.clone())),
+            (Some(wanted), Value::Object(below)) => {
+                collect_additions(below, Some(wanted), Some(found), ours, path, additions);
+            }
+            (Some(_), _) => {}
+        }
+        path.pop();
+    }
+}
+
+/// Finds what a key of FieldsV1 stands for: `f:` a field, `k:` the element of a list with
+/// these keys, `v:` an element of a set, `i:` an index. `.` is the element itself.
+fn resolve<'v>(key: &str, value: &'v Value) -> Option<(Step, &'v Value)> {
+    if let Some(field) = key.strip_prefix("f:") {
+        return Some((Step::Key(field.to_owned()), value.get(field)?));
+    }
+    let items = value.as_array()?;
+    let index = if let Some(keys) = key.strip_prefix("k:") {
+        let keys: Map<String, Value> = serde_json::from_str(keys).ok()?;
+        items.iter().position(|item| keys.iter().all(|(key, wanted)| item.get(key) == Some(wanted)))?
+    } else if let Some(element) = key.strip_prefix("v:") {
+        let element: Value = serde_json::from_str(element).ok()?;
+        items.iter().position(|item| *item == element)?
+    } else {
+        key.strip_prefix("i:")?.parse().ok()?
+    };
+    Some((Step::Index(index), items.get(index)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn live(body: Value, entries: Value) -> Value {
+        let mut live = body;
+        live["metadata"]["managedFields"] = entries;
+        live
+    }
+
+    fn entry(manager: &str, fields: Value) -> Value {
+        json!({"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": fields})
+    }
+
+    #[test]
+    fn defaults_that_nobody_owns_are_no_drift() {
+        let desired = json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]}}),
+            json!([entry(
+                "tenantry",
+                json!({"f:spec": {"f:ports": {"k:{\"port\":80,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}}}})
+            )]),
+        );
+        assert!(compare(&desired, &found).is_none());
+    }
+
+    #[test]
+    fn a_container_that_somebody_added_is_removed() {
+        let desired = json!({"spec": {"containers": [{"name": "web"}]}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"containers": [{"name": "spy"}, {"name": "web"}]}}),
+            json!([entry(
+                "kubectl-edit",
+                json!({"f:spec": {"f:containers": {"k:{\"name\":\"spy\"}": {".": {}, "f:name": {}}}}})
+            )]),
+        );
+        let drift = compare(&desired, &found);
+        assert!(drift.missing, "the list has another length");
+        assert_eq!(drift.additions.iter().map(Path::pointer).collect::<Vec<_>>(), ["/spec/containers/0"]);
+    }
+
+    #[test]
+    fn additions_to_one_list_are_removed_from_its_end() {
+        let desired = json!({"spec": {"c": [{"name": "b"}]}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"c": [{"name": "a"}, {"name": "b"}, {"name": "x"}]}}),
+            json!([entry(
+                "k",
+                json!({"f:spec": {"f:c": {"k:{\"name\":\"a\"}": {".": {}}, "k:{\"name\":\"x\"}": {".": {}}}}})
+            )]),
+        );
+        let pointers: Vec<_> = compare(&desired, &found).additions.iter().map(Path::pointer).collect();
+        assert_eq!(pointers, ["/spec/c/2", "/spec/c/0"]);
+    }
+
+    #[test]
+    fn labels_of_others_stay_and_our_own_stale_ones_go() {
+        let desired = json!({"metadata": {"labels": {"a": "1"}}});
+        let found = live(
+            json!({"metadata": {"labels": {"a": "1", "old": "x", "team": "y"}}}),
+            json!([
+                entry("tenantry", json!({"f:metadata": {"f:labels": {"f:a": {}, "f:old": {}}}})),
+                entry("kubectl-label", json!({"f:metadata": {"f:labels": {"f:team": {}}}})),
+            ]),
+        );
+        let drift = compare(&desired, &found);
+        assert!(!drift.missing);
+        assert_eq!(drift.additions.iter().map(Path::pointer).collect::<Vec<_>>(), ["/metadata/labels/old"]);
+    }
+
+    #[test]
+    fn what_was_removed_or_changed_is_missing() {
+        let desired = json!({"data": {"a": "1"}});
+        assert!(compare(&desired, &json!({"data": {}})).missing);
+        assert!(compare(&desired, &json!({"data": {"a": "2"}})).missing);
+        assert!(!compare(&desired, &json!({"data": {"a": "1"}})).missing);
+    }
+
+    #[test]
+    fn keys_of_data_that_somebody_added_are_removed() {
+        let desired = json!({"data": {"a": "1"}});
+        let found = live(
+            json!({"metadata": {}, "data": {"a": "1", "b/c": "2"}}),
+            json!([entry("x", json!({"f:data": {"f:b/c": {}}}))]),
+        );
+        assert_eq!(compare(&desired, &found).additions[0].pointer(), "/data/b~1c");
+    }
+
+    #[test]
+    fn status_and_subresources_are_left_alone() {
+        let mut scale = entry("kcm", json!({"f:spec": {"f:replicas": {}}}));
+        scale["subresource"] = json!("scale");
+        let found = live(
+            json!({"metadata": {}, "spec": {"replicas": 5}, "status": {"x": 1}}),
+            json!([scale, entry("kcm", json!({"f:status": {"f:x": {}}}))]),
+        );
+        assert!(compare(&json!({"spec": {}}), &found).is_none());
+    }
+
+    #[test]
+    fn quantities_are_compared_by_value() {
+        let desired = json!({"resources": {"limits": {"cpu": "0.5", "memory": "1024Mi"}}});
+        let found = json!({"resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}});
+        assert!(compare(&desired, &found).is_none());
+        assert!(compare(&json!({"args": ["0.5"]}), &json!({"args": ["500m"]})).missing);
+    }
+
+    #[test]
+    fn what_the_server_drops_because_it_is_empty_is_not_missing() {
+        assert!(compare(&json!({"spec": {"env": [], "x": null, "y": {}}}), &json!({"spec": {}})).is_none());
+    }
+}

@@ -1,0 +1,159 @@
+//! Writes status and finalizers of the group's own resources.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::{
+    apply::timed,
+    error::{Error, Result, is_conflict, is_not_found},
+};
+use crate::api::{FIELD_MANAGER, FINALIZER};
+
+/// A resource of the group: cluster-scoped, known at compile time.
+pub trait GroupResource:
+    Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug
+{
+}
+
+impl<K> GroupResource for K where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+{
+}
+
+/// The statuses of one resource that were written and that the watch has not brought yet.
+///
+/// Without it, a reconcile would compare with a status that is older than its own last write.
+#[derive(Default)]
+pub struct Statuses<T> {
+    written: Mutex<HashMap<String, (u64, T)>>,
+}
+
+impl<T: Clone + PartialEq + Serialize> Statuses<T> {
+    /// The newest known status of an object: the one written last, or else the one observed.
+    pub fn current<K: Resource>(&self, object: &K, observed: Option<&T>) -> Option<T> {
+        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((version, status)) = written.get(uid) {
+            if version_of(object) < *version {
+                return Some(status.clone());
+            }
+            written.remove(uid);
+        }
+        observed.cloned()
+    }
+
+    /// Writes a status where it differs from the newest known one; returns whether it did.
+    pub async fn write<K>(&self, client: &Client, object: &K, observed: Option<&T>, status: &T) -> Result<bool>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        if self.current(object, observed).as_ref() == Some(status) {
+            return Ok(false);
+        }
+        let what = format!("write the status of {} {}", K::kind(&()), object.name_any());
+        // The UID keeps a status from reaching another object of the same name.
+        let body = json!({
+            "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+            "metadata": {"name": object.name_any(), "uid": object.meta().uid},
+            "status": status,
+        });
+        let api = Api::<K>::all(client.clone());
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let written = timed(&what, api.patch_status(&object.name_any(), &params, &Patch::Apply(body))).await?;
+        let written = match written {
+            Ok(written) => written,
+            // The object is gone, or is another one by now: there is nothing to tell.
+            Err(error) if is_not_found(&error) || is_conflict(&error) => return Ok(false),
+            Err(error) => return Err(Error::from_kube(what, &error)),
+        };
+        let uid = written.meta().uid.clone().unwrap_or_default();
+        let mut pending = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.insert(uid, (version_of(&written), status.clone()));
+        Ok(true)
+    }
+
+    /// Forgets an object that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+fn version_of<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Puts our finalizer on an object that lacks it.
+pub async fn add_finalizer<K>(client: &Client, object: &K) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let finalizers = object.finalizers();
+    if finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(());
+    }
+    let value = if finalizers.is_empty() { Value::Null } else { json!(finalizers) };
+    let mut wanted = finalizers.to_vec();
+    wanted.push(FINALIZER.to_owned());
+    patch_finalizers(client, object, &value, &wanted).await
+}
+
+/// Takes our finalizer off an object. Those of others stay.
+pub async fn remove_finalizer<K>(client: &Client, object: &K) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let finalizers = object.finalizers();
+    if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(());
+    }
+    let wanted: Vec<_> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    patch_finalizers(client, object, &json!(finalizers), &wanted).await
+}
+
+/// Replaces the list if it is still what it was, on the object that it was.
+async fn patch_finalizers<K>(client: &Client, object: &K, seen: &Value, wanted: &[String]) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    let name = object.name_any();
+    let what = format!("change the finalizers of {} {name}", K::kind(&()));
+    let operations = json!([
+        {"op": "test", "path": "/metadata/uid", "value": object.meta().uid},
+        {"op": "test", "path": "/metadata/finalizers", "value": seen},
+        {"op": "add", "path": "/metadata/finalizers", "value": wanted},
+    ]);
+    let operations = serde_json::from_value(operations).map_err(|error| Error::timeout(format!("{what}: {error}")))?;
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let api = Api::<K>::all(client.clone());
+    match timed(&what, api.patch_metadata(&name, &params, &Patch::Json::<Value>(operations))).await? {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        // Somebody changed the list in between: the next look sees it.
+        Err(kube::Error::Api(status)) if status.code == 422 => Err(Error::timeout(what)),
+        Err(error) => Err(Error::from_kube(what, &error)),
+    }
+}
