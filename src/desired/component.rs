@@ -89,11 +89,11 @@ fn autoscaling_faults(path: &str, component: &Component, template: &PodTemplateS
 impl Workload<'_> {
     /// The objects of the component.
     pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
-        let faults = component_faults(self.path, self.component);
+        let template = template::decode(&format!("{}.template", self.path), self.component)?;
+        let faults = autoscaling_faults(self.path, self.component, &template);
         if !faults.is_empty() {
             return Err(faults);
         }
-        let template = template::decode(&format!("{}.template", self.path), self.component)?;
         Ok(WorkloadObjects {
             deployment: self.deployment(template),
             service: self.component.port.map(|port| self.service(port)),

@@ -25,7 +25,8 @@ pub struct Settings {
     pub agent_image: String,
     /// When the agent's image is pulled; Kubernetes' default when left out.
     pub agent_pull_policy: Option<String>,
-    /// The agent's requests and limits; sized by the pool's capacity when left out.
+    /// The agent's requests and limits; sized by the pool's capacity when left out. Give it
+    /// a CPU request, without which no autoscaler can measure its pods.
     pub agent_resources: Option<Resources>,
 }
 

@@ -7,7 +7,10 @@ use proptest::{
     sample::{select, subsequence},
 };
 use serde_json::{Value, json};
-use tenantry::{api::Application, desired::Kind};
+use tenantry::{
+    api::Application,
+    desired::{Kind, PoolObjects},
+};
 
 use crate::fixtures::{application, build, server};
 
@@ -136,7 +139,7 @@ prop_compose! {
 proptest! {
     #[test]
     fn objects_are_stable_and_have_nothing_that_the_api_server_drops(application in applications()) {
-        let build = || build(&application, &server(), &BTreeMap::new()).map(|objects| objects.into_ordered());
+        let build = || build(&application, &server(), &BTreeMap::new()).map(PoolObjects::into_ordered);
         let objects = build().map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?;
         let again = build().map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?;
         prop_assert_eq!(&objects, &again);
