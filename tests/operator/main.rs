@@ -2,4 +2,5 @@
 //! control plane and a real PostgreSQL.
 
 mod ground;
+mod rest;
 mod tenants;
