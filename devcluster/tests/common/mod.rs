@@ -48,9 +48,22 @@ impl Helper {
         tree(&self.roots)
     }
 
+    /// The programs that it started itself. Those below come and go.
+    pub(crate) fn roots(&self) -> &[u32] {
+        &self.roots
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It was killed, unless the test failed before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
