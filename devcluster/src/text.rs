@@ -11,9 +11,7 @@ pub(crate) fn secret() -> String {
 
 /// A path that the user set in the environment; an empty one counts as not set.
 pub(crate) fn path_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// For use inside a URL: everything but letters, digits and `-._~/` is escaped.
