@@ -157,12 +157,15 @@ impl Pool {
                 })
             }
             Err(error) => {
-                // A database that isn't there says nothing about the server.
-                if error.sqlstate() == Some("3D000") {
-                    attempt.succeeded();
-                } else {
+                // What concerns one database says nothing about the server.
+                if error
+                    .sqlstate()
+                    .is_none_or(|code| code == "57P03" || code.starts_with("28"))
+                {
                     attempt.failed(&error);
                     self.shelf().idle.clear();
+                } else {
+                    attempt.succeeded();
                 }
                 Err(error)
             }

@@ -1,0 +1,9 @@
+//! The database module against real PostgreSQL, as an admin that is no superuser.
+
+mod support;
+
+mod lifecycle;
+mod migrations;
+mod proxy;
+mod rotation;
+mod usage;
