@@ -1,9 +1,11 @@
 //! The database module against real PostgreSQL, as an admin that is no superuser.
 
 mod support;
+mod sweep;
 
 mod lifecycle;
 mod migrations;
 mod proxy;
 mod rotation;
+mod server;
 mod usage;

@@ -14,9 +14,11 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(host: String, port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .expect("a free port");
+        Self::start_at("127.0.0.1", host, port).await
+    }
+
+    pub(crate) async fn start_at(address: &str, host: String, port: u16) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.expect("a free port");
         let own = listener.local_addr().expect("bound").port();
         let left = Arc::new(AtomicUsize::new(usize::MAX));
         let deliver = Arc::new(AtomicBool::new(false));
