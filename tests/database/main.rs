@@ -3,8 +3,10 @@
 mod support;
 mod sweep;
 
+mod isolation;
 mod lifecycle;
 mod migrations;
+mod probes;
 mod proxy;
 mod rotation;
 mod server;
