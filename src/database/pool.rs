@@ -140,10 +140,7 @@ impl Pool {
             }
             Err(error) => {
                 // What concerns one database says nothing about the server.
-                if error
-                    .sqlstate()
-                    .is_none_or(|code| code == "57P03" || code.starts_with("28"))
-                {
+                if error.sqlstate().is_none_or(|code| code == "57P03" || code.starts_with("28")) {
                     attempt.failed(&error);
                     self.shelf().idle.clear();
                 } else {
@@ -338,19 +335,12 @@ impl Connection {
         self.send(doing, &allow, 1, patience).await?;
         let result = self.send(doing, statement, 1, patience).await;
         if self.clean {
-            self.send(doing, "RESET statement_timeout", 1, patience)
-                .await?;
+            self.send(doing, "RESET statement_timeout", 1, patience).await?;
         }
         result.map(drop)
     }
 
-    async fn send(
-        &mut self,
-        doing: &str,
-        text: &str,
-        count: u64,
-        patience: Duration,
-    ) -> Result<Vec<SimpleQueryRow>> {
+    async fn send(&mut self, doing: &str, text: &str, count: u64, patience: Duration) -> Result<Vec<SimpleQueryRow>> {
         self.place.pool.count(count);
         self.clean = false;
         let answer = timeout(patience, self.client().simple_query(text)).await;

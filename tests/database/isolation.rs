@@ -30,28 +30,20 @@ async fn done(client: &Client, probe: &Probe, fill: &impl Fn(&str) -> String) ->
     client.batch_execute("ROLLBACK").await.expect("rolled back");
     match (answer, probe.marker) {
         (Err(error), _) => {
-            let code = error
-                .code()
-                .unwrap_or_else(|| panic!("{}: {error:?}", probe.key))
-                .code()
-                .to_owned();
+            let code = error.code().unwrap_or_else(|| panic!("{}: {error:?}", probe.key)).code().to_owned();
             // Refused for want of a privilege, by a limit, or by the probe's own division: not for a
             // mistake in the probe.
             let refusals = ["42501", "53400", "22012"];
-            assert!(
-                refusals.contains(&code.as_str()),
-                "{}: {error:?}",
-                probe.key
-            );
+            assert!(refusals.contains(&code.as_str()), "{}: {error:?}", probe.key);
             false
         }
         (Ok(_), None) => true,
         (Ok(messages), Some(marker)) => {
             let marker = fill(marker);
             messages.iter().any(|message| match message {
-                SimpleQueryMessage::Row(row) => (0..row.len())
-                    .filter_map(|at| row.get(at))
-                    .any(|text| text.contains(&marker)),
+                SimpleQueryMessage::Row(row) => {
+                    (0..row.len()).filter_map(|at| row.get(at)).any(|text| text.contains(&marker))
+                }
                 _ => false,
             })
         }
@@ -61,10 +53,7 @@ async fn done(client: &Client, probe: &Probe, fill: &impl Fn(&str) -> String) ->
 /// The rows of the table in docs/security.md: key, then yes or no for each of the two logins.
 fn documented() -> BTreeMap<String, [bool; 2]> {
     let text = include_str!("../../docs/security.md");
-    let table = text
-        .split("<!-- leaks -->")
-        .nth(1)
-        .expect("the table's marks");
+    let table = text.split("<!-- leaks -->").nth(1).expect("the table's marks");
     let yes = |cell: &str| match cell {
         "yes" => true,
         "no" => false,
@@ -77,10 +66,7 @@ fn documented() -> BTreeMap<String, [bool; 2]> {
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
             assert_eq!(cells.len(), 5, "{line}");
             assert!(cells[4].len() > 10, "what to do about it: {line}");
-            (
-                cells[0].trim_matches('`').to_owned(),
-                [yes(cells[2]), yes(cells[3])],
-            )
+            (cells[0].trim_matches('`').to_owned(), [yes(cells[2]), yes(cells[3])])
         })
         .collect()
 }
@@ -88,16 +74,8 @@ fn documented() -> BTreeMap<String, [bool; 2]> {
 async fn hosts_and_guests() -> (Ground, Guest, Guest) {
     let ground = Ground::new("iso").await;
     let (a, b) = (ground.tenant("acme").await, ground.tenant("bolt").await);
-    let file = Migration {
-        name: "1".into(),
-        sql: SECRETS.into(),
-        checksum: "1".into(),
-    };
-    ground
-        .server
-        .migrate(&ground.database, &b.id, &[file])
-        .await
-        .expect("B has something to hide");
+    let file = Migration { name: "1".into(), sql: SECRETS.into(), checksum: "1".into() };
+    ground.server.migrate(&ground.database, &b.id, &[file]).await.expect("B has something to hide");
     (ground, a, b)
 }
 
@@ -105,10 +83,7 @@ async fn hosts_and_guests() -> (Ground, Guest, Guest) {
 async fn what_leaks_is_what_the_documentation_says() {
     let (ground, a, b) = hosts_and_guests().await;
     let superuser = ground.superuser().await;
-    superuser
-        .batch_execute(&format!("ANALYZE {}.payroll", b.id))
-        .await
-        .expect("analyzed");
+    superuser.batch_execute(&format!("ANALYZE {}.payroll", b.id)).await.expect("analyzed");
 
     let of_b = ground.client(&b.login).await;
     let large_object = one(&of_b, "SELECT lo_from_bytea(0, 'large-of-b')").await;
@@ -136,41 +111,18 @@ async fn what_leaks_is_what_the_documentation_says() {
         }
     }
     let documented = documented();
-    let undocumented: Vec<_> = observed
-        .iter()
-        .filter(|(key, who)| documented.get(*key) != Some(*who))
-        .collect();
-    let imagined: Vec<_> = documented
-        .iter()
-        .filter(|(key, who)| observed.get(*key) != Some(*who))
-        .collect();
-    assert!(
-        undocumented.is_empty() && imagined.is_empty(),
-        "observed {undocumented:?}, documented {imagined:?}"
-    );
+    let undocumented: Vec<_> = observed.iter().filter(|(key, who)| documented.get(*key) != Some(*who)).collect();
+    let imagined: Vec<_> = documented.iter().filter(|(key, who)| observed.get(*key) != Some(*who)).collect();
+    assert!(undocumented.is_empty() && imagined.is_empty(), "observed {undocumented:?}, documented {imagined:?}");
 
     // B noticed nothing.
     of_b.batch_execute("COMMIT").await.expect("B works on");
     assert_eq!(
-        one(
-            &of_b,
-            "SELECT count(*) || '/' || min(salary_of_ceo) || '/' || max(salary_of_ceo) FROM payroll"
-        )
-        .await,
+        one(&of_b, "SELECT count(*) || '/' || min(salary_of_ceo) || '/' || max(salary_of_ceo) FROM payroll").await,
         "1000/1000/1999"
     );
-    assert_eq!(
-        one(&of_b, "SELECT value FROM my_limits() WHERE meter = 'users'").await,
-        "3"
-    );
-    assert_eq!(
-        one(
-            &of_b,
-            &format!("SELECT convert_from(lo_get({large_object}), 'UTF8')")
-        )
-        .await,
-        "large-of-b"
-    );
+    assert_eq!(one(&of_b, "SELECT value FROM my_limits() WHERE meter = 'users'").await, "3");
+    assert_eq!(one(&of_b, &format!("SELECT convert_from(lo_get({large_object}), 'UTF8')")).await, "large-of-b");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,18 +132,9 @@ async fn no_other_database_is_open_to_a_tenant() {
     let migrator = format!("{}_mig", a.id);
     ground.migrator(&a).await;
     for database in [other.database.as_str(), "postgres", "template1"] {
-        for (user, password) in [
-            (a.login.username.as_str(), a.login.password.expose()),
-            (migrator.as_str(), "test"),
-        ] {
-            let error = connect(&ground.host, ground.port, user, password, database)
-                .await
-                .expect_err(database);
-            assert_eq!(
-                error.code().expect("refused").code(),
-                "42501",
-                "{user} in {database}"
-            );
+        for (user, password) in [(a.login.username.as_str(), a.login.password.expose()), (migrator.as_str(), "test")] {
+            let error = connect(&ground.host, ground.port, user, password, database).await.expect_err(database);
+            assert_eq!(error.code().expect("refused").code(), "42501", "{user} in {database}");
         }
     }
 }
@@ -202,35 +145,18 @@ async fn a_tenant_that_holds_locks_holds_up_nobody() {
     let (ground, a, b) = hosts_and_guests().await;
     let of_a = ground.client(&a.login).await;
     // Every advisory lock that the operator or a framework might like, and its own counter.
-    of_a.batch_execute("SELECT pg_advisory_lock(g) FROM generate_series(-50, 50) AS g; BEGIN; SELECT record_usage('users', 1, 'x')")
-        .await
-        .expect("locked");
-    ground
-        .server
-        .ensure_database(&ground.spec())
-        .await
-        .expect("not held up");
+    of_a.batch_execute(
+        "SELECT pg_advisory_lock(g) FROM generate_series(-50, 50) AS g; BEGIN; SELECT record_usage('users', 1, 'x')",
+    )
+    .await
+    .expect("locked");
+    ground.server.ensure_database(&ground.spec()).await.expect("not held up");
     ground.tenant("cool").await;
-    ground
-        .server
-        .sweep(&ground.database)
-        .await
-        .expect("not held up");
+    ground.server.sweep(&ground.database).await.expect("not held up");
     let of_b = ground.client(&b.login).await;
-    assert_eq!(
-        one(&of_b, "SELECT record_usage('users', 1, 'x')").await,
-        "1"
-    );
-    ground
-        .server
-        .drop_tenant(&ground.database, &b.id)
-        .await
-        .expect("not held up");
-    ground
-        .server
-        .retain(&ground.database, &a.id, jiff::Timestamp::now())
-        .await
-        .expect("not even for itself");
+    assert_eq!(one(&of_b, "SELECT record_usage('users', 1, 'x')").await, "1");
+    ground.server.drop_tenant(&ground.database, &b.id).await.expect("not held up");
+    ground.server.retain(&ground.database, &a.id, jiff::Timestamp::now()).await.expect("not even for itself");
 }
 
 /// An object in a tenant's own schema that is called like one that the operator uses.
@@ -251,26 +177,12 @@ async fn what_a_tenant_makes_is_never_run_by_the_operator() {
             .into(),
         checksum: "1".into(),
     };
-    ground
-        .server
-        .migrate(&ground.database, &a.id, &[trap])
-        .await
-        .expect("its own business");
+    ground.server.migrate(&ground.database, &a.id, &[trap]).await.expect("its own business");
     ground.server.prove(&a.login).await.expect("proven");
     ground.server.sweep(&ground.database).await.expect("swept");
     ground.server.records(&ground.database).await.expect("read");
     let of_a = ground.client(&a.login).await;
-    assert_eq!(
-        one(&of_a, "SELECT pg_catalog.count(*) FROM trapped").await,
-        "0"
-    );
-    assert_eq!(
-        refused(&of_a, "SELECT set_usage('nothing', 1, 'x')").await,
-        "TN002"
-    );
-    ground
-        .server
-        .drop_tenant(&ground.database, &a.id)
-        .await
-        .expect("dropped");
+    assert_eq!(one(&of_a, "SELECT pg_catalog.count(*) FROM trapped").await, "0");
+    assert_eq!(refused(&of_a, "SELECT set_usage('nothing', 1, 'x')").await, "TN002");
+    ground.server.drop_tenant(&ground.database, &a.id).await.expect("dropped");
 }

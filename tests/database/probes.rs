@@ -9,19 +9,11 @@ pub(crate) struct Probe {
 }
 
 const fn probe(key: &'static str, sql: &'static str, marker: &'static str) -> Probe {
-    Probe {
-        key,
-        sql,
-        marker: Some(marker),
-    }
+    Probe { key, sql, marker: Some(marker) }
 }
 
 const fn act(key: &'static str, sql: &'static str) -> Probe {
-    Probe {
-        key,
-        sql,
-        marker: None,
-    }
+    Probe { key, sql, marker: None }
 }
 
 #[rustfmt::skip]

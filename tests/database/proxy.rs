@@ -33,11 +33,7 @@ impl Proxy {
                 });
             }
         });
-        Self {
-            port: own,
-            left,
-            deliver,
-        }
+        Self { port: own, left, deliver }
     }
 
     pub(crate) fn port(&self) -> u16 {

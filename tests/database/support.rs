@@ -8,9 +8,8 @@ use std::time::Duration;
 use devcluster::{Postgres, PostgresOptions};
 use jiff::Timestamp;
 use tenantry::database::{
-    Credentials, DatabaseSpec, IssuedLogin, Limit, MeterDefinition, MeterKind, MeterSource,
-    Password, Policy, Purpose, Server, ServerConfig, TenantId, TenantRecord, TenantSettings,
-    TenantSpec, Timeouts, Tls,
+    Credentials, DatabaseSpec, IssuedLogin, Limit, MeterDefinition, MeterKind, MeterSource, Password, Policy, Purpose,
+    Server, ServerConfig, TenantId, TenantRecord, TenantSettings, TenantSpec, Timeouts, Tls,
 };
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -18,15 +17,8 @@ pub(crate) const CLUSTER: &str = "11111111-2222-4333-8444-555555555555";
 
 /// A server that only this test uses.
 pub(crate) fn own_server(settings: &[(&str, &str)]) -> Postgres {
-    let settings = settings
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-    Postgres::start(PostgresOptions {
-        settings,
-        ..PostgresOptions::default()
-    })
-    .expect("PostgreSQL starts")
+    let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() }).expect("PostgreSQL starts")
 }
 
 /// The server of the tests that leave each other alone. It ends with the process.
@@ -45,22 +37,10 @@ pub(crate) fn shared_server() -> &'static Postgres {
 
 fn superuser_blocking(postgres: &Postgres, sql: &str) {
     let output = std::process::Command::new("psql")
-        .args([
-            "-X",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            sql,
-            &postgres.superuser_url(),
-        ])
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql, &postgres.superuser_url()])
         .output()
         .expect("psql runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 pub(crate) fn config(postgres: &Postgres) -> ServerConfig {
@@ -71,9 +51,7 @@ pub(crate) fn config(postgres: &Postgres) -> ServerConfig {
         database: "postgres".to_owned(),
         user: admin.user.clone(),
         password: Password::new(admin.password.clone()),
-        tls: Tls::VerifyFull {
-            ca_pem: postgres.ca_pem().to_owned(),
-        },
+        tls: Tls::VerifyFull { ca_pem: postgres.ca_pem().to_owned() },
         endpoint: None,
         connections: 8,
         timeouts: Timeouts::default(),
@@ -118,16 +96,8 @@ impl Ground {
             port: postgres.port(),
             superuser_password: postgres.superuser_password().to_owned(),
         };
-        ground
-            .server
-            .ensure_database(&ground.spec())
-            .await
-            .expect("a database");
-        ground
-            .server
-            .set_meters(&ground.database, "crm", &meters())
-            .await
-            .expect("meters");
+        ground.server.ensure_database(&ground.spec()).await.expect("a database");
+        ground.server.set_meters(&ground.database, "crm", &meters()).await.expect("meters");
         ground
             .server
             .set_plan_limits(&ground.database, "smb", &[limit("users", 50, Policy::Hard)])
@@ -155,26 +125,10 @@ impl Ground {
     }
 
     pub(crate) async fn tenant_of(&self, spec: &TenantSpec) -> Guest {
-        let (_, issued) = self
-            .server
-            .create_tenant(&self.database, spec)
-            .await
-            .expect("a tenant");
-        self.server
-            .login_published(&self.database, &spec.id, issued.slot)
-            .await
-            .expect("published");
-        let record = self
-            .server
-            .record(&self.database, &spec.id)
-            .await
-            .expect("readable")
-            .expect("there");
-        Guest {
-            id: spec.id.clone(),
-            login: self.credentials(&spec.id, &issued),
-            record,
-        }
+        let (_, issued) = self.server.create_tenant(&self.database, spec).await.expect("a tenant");
+        self.server.login_published(&self.database, &spec.id, issued.slot).await.expect("published");
+        let record = self.server.record(&self.database, &spec.id).await.expect("readable").expect("there");
+        Guest { id: spec.id.clone(), login: self.credentials(&spec.id, &issued), record }
     }
 
     pub(crate) fn credentials(&self, id: &TenantId, issued: &IssuedLogin) -> Credentials {
@@ -191,31 +145,15 @@ impl Ground {
         self.try_client(login).await.expect("the login works")
     }
 
-    pub(crate) async fn try_client(
-        &self,
-        login: &Credentials,
-    ) -> Result<Client, tokio_postgres::Error> {
-        connect(
-            &self.host,
-            self.port,
-            &login.username,
-            login.password.expose(),
-            &login.database,
-        )
-        .await
+    pub(crate) async fn try_client(&self, login: &Credentials) -> Result<Client, tokio_postgres::Error> {
+        connect(&self.host, self.port, &login.username, login.password.expose(), &login.database).await
     }
 
     /// A session as the superuser, in the test's database.
     pub(crate) async fn superuser(&self) -> Client {
-        connect(
-            &self.host,
-            self.port,
-            "postgres",
-            &self.superuser_password,
-            &self.database,
-        )
-        .await
-        .expect("the superuser's login works")
+        connect(&self.host, self.port, "postgres", &self.superuser_password, &self.database)
+            .await
+            .expect("the superuser's login works")
     }
 
     /// A session as the tenant's migration login, which a superuser opens for the purpose.
@@ -228,9 +166,7 @@ impl Ground {
             ))
             .await
             .expect("opened");
-        connect(&self.host, self.port, &login, "test", &self.database)
-            .await
-            .expect("the migration login works")
+        connect(&self.host, self.port, &login, "test", &self.database).await.expect("the migration login works")
     }
 }
 
@@ -280,11 +216,7 @@ pub(crate) fn settings(plan: &str) -> TenantSettings {
 }
 
 pub(crate) fn meters() -> Vec<MeterDefinition> {
-    let meter = |name: &str, kind, source| MeterDefinition {
-        name: name.to_owned(),
-        kind,
-        source,
-    };
+    let meter = |name: &str, kind, source| MeterDefinition { name: name.to_owned(), kind, source };
     vec![
         meter("users", MeterKind::Level, MeterSource::Database),
         meter("accounts", MeterKind::Level, MeterSource::Database),
@@ -295,31 +227,20 @@ pub(crate) fn meters() -> Vec<MeterDefinition> {
 }
 
 pub(crate) fn limit(meter: &str, max: u64, policy: Policy) -> Limit {
-    Limit {
-        meter: meter.to_owned(),
-        max,
-        policy,
-    }
+    Limit { meter: meter.to_owned(), max, policy }
 }
 
 /// The SQLSTATE of a statement that must fail.
 pub(crate) async fn refused(client: &Client, sql: &str) -> String {
     match client.batch_execute(sql).await {
         Ok(()) => panic!("not refused: {sql}"),
-        Err(error) => error
-            .code()
-            .unwrap_or_else(|| panic!("{sql}: {error}"))
-            .code()
-            .to_owned(),
+        Err(error) => error.code().unwrap_or_else(|| panic!("{sql}: {error}")).code().to_owned(),
     }
 }
 
 /// The first column of the first row, as text.
 pub(crate) async fn one(client: &Client, sql: &str) -> String {
-    let messages = client
-        .simple_query(sql)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     messages
         .iter()
         .find_map(|message| match message {
@@ -331,19 +252,13 @@ pub(crate) async fn one(client: &Client, sql: &str) -> String {
 
 /// All rows, columns joined by `|`.
 pub(crate) async fn rows(client: &Client, sql: &str) -> Vec<String> {
-    let messages = client
-        .simple_query(sql)
-        .await
-        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     messages
         .iter()
         .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(
-                (0..row.len())
-                    .map(|at| row.get(at).unwrap_or("NULL"))
-                    .collect::<Vec<_>>()
-                    .join("|"),
-            ),
+            SimpleQueryMessage::Row(row) => {
+                Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL")).collect::<Vec<_>>().join("|"))
+            }
             _ => None,
         })
         .collect()

@@ -11,21 +11,10 @@ async fn a_fresh_database_needs_no_repair() {
     let ground = Ground::new("sweep").await;
     ground.tenant("acme").await;
     let suspended = ground.tenant("bolt").await;
-    let off = TenantSettings {
-        suspended: true,
-        ..settings("smb")
-    };
-    ground
-        .server
-        .apply_settings(&ground.database, &suspended.id, &off)
-        .await
-        .expect("suspended");
+    let off = TenantSettings { suspended: true, ..settings("smb") };
+    ground.server.apply_settings(&ground.database, &suspended.id, &off).await.expect("suspended");
     let retained = ground.tenant("cool").await;
-    ground
-        .server
-        .retain(&ground.database, &retained.id, jiff::Timestamp::now())
-        .await
-        .expect("retained");
+    ground.server.retain(&ground.database, &retained.id, jiff::Timestamp::now()).await.expect("retained");
     let report = ground.server.sweep(&ground.database).await.expect("swept");
     assert_eq!((report.repaired, report.unrepaired), (vec![], vec![]));
 }
@@ -41,11 +30,7 @@ async fn what_was_changed_is_put_right_and_reported() {
     let migrator = ground.migrator(&acme).await;
     let client = ground.client(&acme.login).await;
     let superuser = ground.superuser().await;
-    ground
-        .server
-        .sweep(db)
-        .await
-        .expect("the test's own opening of the migration login is repaired");
+    ground.server.sweep(db).await.expect("the test's own opening of the migration login is repaired");
 
     let granted = |what: &str| format!("SELECT {what}");
     for (who, change, still, says) in [
@@ -102,9 +87,7 @@ async fn what_was_changed_is_put_right_and_reported() {
         (
             &migrator,
             format!("REVOKE USAGE ON SCHEMA {a} FROM {a}_rw"),
-            granted(&format!(
-                "NOT has_schema_privilege('{a}_rw', '{a}', 'USAGE')"
-            )),
+            granted(&format!("NOT has_schema_privilege('{a}_rw', '{a}', 'USAGE')")),
             "no USAGE on its schema",
         ),
         (
@@ -138,17 +121,13 @@ async fn what_was_changed_is_put_right_and_reported() {
         (
             &superuser,
             format!("GRANT TEMPORARY ON DATABASE {db} TO PUBLIC"),
-            granted(&format!(
-                "has_database_privilege('public', '{db}', 'TEMPORARY')"
-            )),
+            granted(&format!("has_database_privilege('public', '{db}', 'TEMPORARY')")),
             "PUBLIC had TEMPORARY on database",
         ),
         (
             &superuser,
             format!("GRANT CREATE ON DATABASE {db} TO {a}_owner"),
-            granted(&format!(
-                "has_database_privilege('{a}_owner', '{db}', 'CREATE')"
-            )),
+            granted(&format!("has_database_privilege('{a}_owner', '{db}', 'CREATE')")),
             "had CREATE on database",
         ),
         (
@@ -160,25 +139,19 @@ async fn what_was_changed_is_put_right_and_reported() {
         (
             &superuser,
             format!("GRANT UPDATE (value) ON tenantry.meter TO {a}_rw"),
-            granted(&format!(
-                "has_column_privilege('{a}_rw', 'tenantry.meter', 'value', 'UPDATE')"
-            )),
+            granted(&format!("has_column_privilege('{a}_rw', 'tenantry.meter', 'value', 'UPDATE')")),
             "tenantry.meter",
         ),
         (
             &superuser,
             format!("GRANT EXECUTE ON FUNCTION tenantry.hold_fence TO {db}_tenants"),
-            granted(&format!(
-                "has_function_privilege('{db}_tenants', 'tenantry.hold_fence(bigint)', 'EXECUTE')"
-            )),
+            granted(&format!("has_function_privilege('{db}_tenants', 'tenantry.hold_fence(bigint)', 'EXECUTE')")),
             "hold_fence",
         ),
         (
             &superuser,
             format!("REVOKE EXECUTE ON FUNCTION tenantry.my_limits FROM {db}_tenants"),
-            granted(&format!(
-                "NOT has_function_privilege('{db}_tenants', 'tenantry.my_limits()', 'EXECUTE')"
-            )),
+            granted(&format!("NOT has_function_privilege('{db}_tenants', 'tenantry.my_limits()', 'EXECUTE')")),
             "lacked privileges",
         ),
         (
@@ -190,106 +163,53 @@ async fn what_was_changed_is_put_right_and_reported() {
         (
             &superuser,
             format!("ALTER ROLE {a}_app_a CONNECTION LIMIT -1"),
-            granted(&format!(
-                "(SELECT rolconnlimit = -1 FROM pg_roles WHERE rolname = '{a}_app_a')"
-            )),
+            granted(&format!("(SELECT rolconnlimit = -1 FROM pg_roles WHERE rolname = '{a}_app_a')")),
             "connection limit of -1",
         ),
         (
             &superuser,
             format!("ALTER ROLE {a}_app_b LOGIN"),
-            granted(&format!(
-                "(SELECT rolcanlogin FROM pg_roles WHERE rolname = '{a}_app_b')"
-            )),
+            granted(&format!("(SELECT rolcanlogin FROM pg_roles WHERE rolname = '{a}_app_b')")),
             "could log in",
         ),
         (
             &superuser,
             format!("ALTER ROLE {a}_app_a NOLOGIN"),
-            granted(&format!(
-                "(SELECT NOT rolcanlogin FROM pg_roles WHERE rolname = '{a}_app_a')"
-            )),
+            granted(&format!("(SELECT NOT rolcanlogin FROM pg_roles WHERE rolname = '{a}_app_a')")),
             "could not log in",
         ),
         (
             &superuser,
             format!("ALTER ROLE {a}_owner LOGIN"),
-            granted(&format!(
-                "(SELECT rolcanlogin FROM pg_roles WHERE rolname = '{a}_owner')"
-            )),
+            granted(&format!("(SELECT rolcanlogin FROM pg_roles WHERE rolname = '{a}_owner')")),
             "could log in",
         ),
         (
             &superuser,
             format!("COMMENT ON ROLE {a}_app_a IS NULL"),
-            granted(&format!(
-                "shobj_description('{a}_app_a'::regrole, 'pg_authid') IS NULL"
-            )),
+            granted(&format!("shobj_description('{a}_app_a'::regrole, 'pg_authid') IS NULL")),
             "another comment",
         ),
     ] {
-        let object = if change.contains("{lo}") {
-            one(who, "SELECT lo_create(0)").await
-        } else {
-            String::new()
-        };
-        let (change, still) = (
-            change.replace("{lo}", &object),
-            still.replace("{lo}", &object),
-        );
-        who.batch_execute(&change)
-            .await
-            .unwrap_or_else(|error| panic!("{change}: {error:?}"));
-        assert_eq!(
-            one(&superuser, &still).await,
-            "t",
-            "the change is there: {change}"
-        );
-        let report = ground
-            .server
-            .sweep(db)
-            .await
-            .unwrap_or_else(|error| panic!("{change}: {error}"));
-        assert_eq!(
-            one(&superuser, &still).await,
-            "f",
-            "repaired: {change}: {report:?}"
-        );
-        assert!(
-            report
-                .repaired
-                .iter()
-                .any(|finding| finding.what.contains(says)),
-            "{change}: {report:?}"
-        );
+        let object = if change.contains("{lo}") { one(who, "SELECT lo_create(0)").await } else { String::new() };
+        let (change, still) = (change.replace("{lo}", &object), still.replace("{lo}", &object));
+        who.batch_execute(&change).await.unwrap_or_else(|error| panic!("{change}: {error:?}"));
+        assert_eq!(one(&superuser, &still).await, "t", "the change is there: {change}");
+        let report = ground.server.sweep(db).await.unwrap_or_else(|error| panic!("{change}: {error}"));
+        assert_eq!(one(&superuser, &still).await, "f", "repaired: {change}: {report:?}");
+        assert!(report.repaired.iter().any(|finding| finding.what.contains(says)), "{change}: {report:?}");
         let report = ground.server.sweep(db).await.expect("swept");
-        assert_eq!(
-            (report.repaired, report.unrepaired),
-            (vec![], vec![]),
-            "once is enough: {change}"
-        );
+        assert_eq!((report.repaired, report.unrepaired), (vec![], vec![]), "once is enough: {change}");
     }
     ground.server.prove(&acme.login).await.expect("as new");
     ground.server.prove(&bolt.login).await.expect("as new");
 
     // What only a person can repair is said each time.
-    superuser
-        .batch_execute(&format!(
-            "DROP SCHEMA {a} CASCADE; ALTER ROLE {b}_app_a CREATEDB"
-        ))
-        .await
-        .expect("damaged");
+    superuser.batch_execute(&format!("DROP SCHEMA {a} CASCADE; ALTER ROLE {b}_app_a CREATEDB")).await.expect("damaged");
     for _ in 0..2 {
         let report = ground.server.sweep(db).await.expect("swept");
-        let about: Vec<_> = report
-            .unrepaired
-            .iter()
-            .filter_map(|finding| finding.id.clone())
-            .collect();
-        assert!(
-            about.contains(&acme.id) && about.contains(&bolt.id),
-            "{report:?}"
-        );
+        let about: Vec<_> = report.unrepaired.iter().filter_map(|finding| finding.id.clone()).collect();
+        assert!(about.contains(&acme.id) && about.contains(&bolt.id), "{report:?}");
     }
 }
 
@@ -303,20 +223,11 @@ async fn looking_costs_the_same_for_one_tenant_and_for_many() {
         ground.server.records(&ground.database).await.expect("read");
         ground
             .server
-            .close_logins(
-                &ground.database,
-                None,
-                OverlapTimes::default(),
-                Overlap::Respect,
-            )
+            .close_logins(&ground.database, None, OverlapTimes::default(), Overlap::Respect)
             .await
             .expect("looked");
         ground.server.watchdog().await.expect("looked");
-        ground
-            .server
-            .set_plan_limits(&ground.database, "smb", &[])
-            .await
-            .expect("set");
+        ground.server.set_plan_limits(&ground.database, "smb", &[]).await.expect("set");
         ground.server.statistics().statements - before
     };
     let one = count().await;
@@ -324,23 +235,10 @@ async fn looking_costs_the_same_for_one_tenant_and_for_many() {
         ground.tenant(&format!("tenant-{number}")).await;
     }
     let superuser = ground.superuser().await;
-    superuser
-        .batch_execute(&format!("ALTER ROLE {}_app_b LOGIN", first.id))
-        .await
-        .expect("something to find");
-    assert!(
-        !ground
-            .server
-            .sweep(&ground.database)
-            .await
-            .expect("swept")
-            .repaired
-            .is_empty()
-    );
+    superuser.batch_execute(&format!("ALTER ROLE {}_app_b LOGIN", first.id)).await.expect("something to find");
+    assert!(!ground.server.sweep(&ground.database).await.expect("swept").repaired.is_empty());
     assert_eq!(count().await, one);
-    println!(
-        "sweep, records, closing logins, watchdog, limits: {one} statements for any number of tenants"
-    );
+    println!("sweep, records, closing logins, watchdog, limits: {one} statements for any number of tenants");
 }
 
 /// A hostile tenant lifts every timeout that it can, and is ended all the same.
@@ -348,78 +246,37 @@ async fn looking_costs_the_same_for_one_tenant_and_for_many() {
 async fn long_transactions_are_ended_and_others_are_not() {
     let ground = Ground::new("watch").await;
     let (acme, bolt) = (ground.tenant("acme").await, ground.tenant("bolt").await);
-    let short = TenantSettings {
-        max_transaction: Some(Duration::from_millis(300)),
-        ..settings("smb")
-    };
-    ground
-        .server
-        .apply_settings(&ground.database, &acme.id, &short)
-        .await
-        .expect("applied");
+    let short = TenantSettings { max_transaction: Some(Duration::from_millis(300)), ..settings("smb") };
+    ground.server.apply_settings(&ground.database, &acme.id, &short).await.expect("applied");
     let lift = "SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0; ";
-    let (idle, busy) = (
-        ground.client(&acme.login).await,
-        ground.client(&acme.login).await,
-    );
-    let (quiet, neighbour) = (
-        ground.client(&acme.login).await,
-        ground.client(&bolt.login).await,
-    );
-    idle.batch_execute(&format!(
-        "{lift} BEGIN; SELECT record_usage('users', 1, 'x')"
-    ))
-    .await
-    .expect("begun");
+    let (idle, busy) = (ground.client(&acme.login).await, ground.client(&acme.login).await);
+    let (quiet, neighbour) = (ground.client(&acme.login).await, ground.client(&bolt.login).await);
+    idle.batch_execute(&format!("{lift} BEGIN; SELECT record_usage('users', 1, 'x')")).await.expect("begun");
     busy.batch_execute(lift).await.expect("lifted");
-    quiet
-        .batch_execute("SELECT 1")
-        .await
-        .expect("no transaction is open here");
-    neighbour
-        .batch_execute("BEGIN; SELECT record_usage('users', 1, 'x')")
-        .await
-        .expect("begun");
+    quiet.batch_execute("SELECT 1").await.expect("no transaction is open here");
+    neighbour.batch_execute("BEGIN; SELECT record_usage('users', 1, 'x')").await.expect("begun");
     let sleeping = tokio::spawn(async move { busy.batch_execute("SELECT pg_sleep(60)").await });
 
     let mut ended = Vec::new();
     until("both are ended", async || {
         ended.extend(
-            ground
-                .server
-                .watchdog()
-                .await
-                .expect("looked")
-                .into_iter()
-                .filter(|session| session.id == acme.id),
+            ground.server.watchdog().await.expect("looked").into_iter().filter(|session| session.id == acme.id),
         );
         ended.len() >= 2
     })
     .await;
     assert_eq!(ended.len(), 2, "{ended:?}");
     for session in &ended {
-        assert_eq!(
-            (&session.username, &session.database),
-            (&acme.login.username, &ground.database)
-        );
+        assert_eq!((&session.username, &session.database), (&acme.login.username, &ground.database));
         assert!(
             matches!(session.reason, EndReason::LongTransaction(age) if age >= Duration::from_millis(300)),
             "{session:?}"
         );
     }
     until("the idle session is gone", async || idle.is_closed()).await;
-    sleeping
-        .await
-        .expect("joined")
-        .expect_err("ended in its sleep");
-    quiet
-        .batch_execute("SELECT record_usage('users', 1, 'x')")
-        .await
-        .expect("works on");
-    neighbour
-        .batch_execute("COMMIT")
-        .await
-        .expect("its own limit is longer");
+    sleeping.await.expect("joined").expect_err("ended in its sleep");
+    quiet.batch_execute("SELECT record_usage('users', 1, 'x')").await.expect("works on");
+    neighbour.batch_execute("COMMIT").await.expect("its own limit is longer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -429,19 +286,11 @@ async fn sessions_of_closed_logins_are_ended() {
     let client = ground.client(&acme.login).await;
     let superuser = ground.superuser().await;
     // As left by an operator that died between closing the login and ending its sessions.
-    superuser
-        .batch_execute(&format!("ALTER ROLE {} NOLOGIN", acme.login.username))
-        .await
-        .expect("closed");
+    superuser.batch_execute(&format!("ALTER ROLE {} NOLOGIN", acme.login.username)).await.expect("closed");
     let mut reasons = Vec::new();
     until("it is ended", async || {
         let ended = ground.server.watchdog().await.expect("looked");
-        reasons.extend(
-            ended
-                .into_iter()
-                .filter(|session| session.id == acme.id)
-                .map(|session| session.reason),
-        );
+        reasons.extend(ended.into_iter().filter(|session| session.id == acme.id).map(|session| session.reason));
         client.is_closed()
     })
     .await;
