@@ -287,6 +287,7 @@ fn nothing_outlives_a_killed_parent() {
         pids.len() > 3,
         "the postmaster and its own children: {pids:?}"
     );
+    assert!(helper.roots().iter().all(|pid| common::alive(*pid)));
     helper.kill();
     common::wait_until_gone(&pids);
 
