@@ -1,11 +1,10 @@
-
+//! Tenantry runs a SaaS product for many customers on Kubernetes, each at the isolation
+//! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! Tenantry runs a SaaS product for many customers on Kubernetes, each at the isolation
-//! Tenantry.
-//! agent; a test holds them to it.
-//! tier that its plan pays for.
 //! what stands before it in the line api, desired, cluster and database, controller and
+//! agent; a test holds them to it.
+
 pub mod agent;
 pub mod api;
 pub mod database;
