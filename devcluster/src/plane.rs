@@ -69,32 +69,23 @@ impl ControlPlane {
         options: &Options,
         authority: &Authority,
     ) -> Result<ControlPlane, Error> {
-        let setting = Setting {
-            dir,
-            programs,
-            options,
-            authority,
-        };
+        let setting = Setting { dir, programs, options, authority };
         setting.write_pki()?;
         let mut tries = 1;
         loop {
             match setting.start() {
-                Err(Error::Died { program, tail, .. }) if port_was_lost(&tail) => {
-                    match options.api_port {
-                        Some(port) if program == API_SERVER => {
-                            return Err(Error::PortTaken { program, port });
-                        }
-                        _ if tries == TRIES => {
-                            return Err(Error::Missing {
-                                what: format!(
-                                    "{program} lost its port to another process {TRIES} times"
-                                ),
-                                hint: "look for something that takes all free ports".into(),
-                            });
-                        }
-                        _ => tries += 1,
+                Err(Error::Died { program, tail, .. }) if port_was_lost(&tail) => match options.api_port {
+                    Some(port) if program == API_SERVER => {
+                        return Err(Error::PortTaken { program, port });
                     }
-                }
+                    _ if tries == TRIES => {
+                        return Err(Error::Missing {
+                            what: format!("{program} lost its port to another process {TRIES} times"),
+                            hint: "look for something that takes all free ports".into(),
+                        });
+                    }
+                    _ => tries += 1,
+                },
                 other => return other,
             }
         }
@@ -152,12 +143,8 @@ impl Setting<'_> {
 
     fn run(&self, program: &str, args: Vec<OsString>) -> Result<Process, Error> {
         Process::start(
-            Spec::new(
-                program,
-                self.programs.path(program),
-                self.dir.join("log").join(format!("{program}.log")),
-            )
-            .args(args),
+            Spec::new(program, self.programs.path(program), self.dir.join("log").join(format!("{program}.log")))
+                .args(args),
         )
     }
 
@@ -212,8 +199,8 @@ impl Setting<'_> {
         for (name, content) in [
             ("ca.crt", self.authority.certificate_pem()),
             ("ca.key", self.authority.key_pem()),
-            ("apiserver.crt", server.certificate_pem),
-            ("apiserver.key", server.key_pem),
+            ("server.crt", server.certificate_pem),
+            ("server.key", server.key_pem),
             ("service-account.key", service_account_key),
             ("service-account.pub", service_account_public_key),
         ] {
@@ -229,16 +216,8 @@ impl Setting<'_> {
         let masters = Some("system:masters");
         for (path, user, group) in [
             (self.dir.join("kubeconfig"), "admin", masters),
-            (
-                self.user_kubeconfig(CONTROLLER_MANAGER),
-                "system:kube-controller-manager",
-                None,
-            ),
-            (
-                self.user_kubeconfig(SCHEDULER),
-                "system:kube-scheduler",
-                None,
-            ),
+            (self.user_kubeconfig(CONTROLLER_MANAGER), "system:kube-controller-manager", None),
+            (self.user_kubeconfig(SCHEDULER), "system:kube-scheduler", None),
             // It plays all kubelets; a name of its own keeps it apart in the audit log.
             (self.user_kubeconfig(KWOK), KWOK, masters),
         ] {
@@ -255,14 +234,11 @@ impl Setting<'_> {
         args.flag("bind-address", "127.0.0.1");
         args.flag("secure-port", ports.api.to_string());
         args.flag("advertise-address", ADVERTISED);
-        args.flag("tls-cert-file", self.pki("apiserver.crt"));
-        args.flag("tls-private-key-file", self.pki("apiserver.key"));
+        args.flag("tls-cert-file", self.pki("server.crt"));
+        args.flag("tls-private-key-file", self.pki("server.key"));
         args.flag("client-ca-file", self.pki("ca.crt"));
         args.flag("service-account-issuer", ISSUER);
-        args.flag(
-            "service-account-signing-key-file",
-            self.pki("service-account.key"),
-        );
+        args.flag("service-account-signing-key-file", self.pki("service-account.key"));
         args.flag("service-account-key-file", self.pki("service-account.pub"));
         args.flag("service-cluster-ip-range", SERVICE_CIDR);
         args.flag("authorization-mode", "Node,RBAC");
@@ -279,16 +255,10 @@ impl Setting<'_> {
 
     fn controller_manager_args(&self, ports: Ports) -> Vec<OsString> {
         let mut args = Args::default();
-        args.client(
-            &self.user_kubeconfig(CONTROLLER_MANAGER),
-            ports.controller_manager,
-        );
+        self.client(&mut args, CONTROLLER_MANAGER, ports.controller_manager);
         args.flag("controllers", "*");
         args.flag("use-service-account-credentials", "true");
-        args.flag(
-            "service-account-private-key-file",
-            self.pki("service-account.key"),
-        );
+        args.flag("service-account-private-key-file", self.pki("service-account.key"));
         args.flag("root-ca-file", self.pki("ca.crt"));
         args.flag("cluster-signing-cert-file", self.pki("ca.crt"));
         args.flag("cluster-signing-key-file", self.pki("ca.key"));
@@ -296,9 +266,21 @@ impl Setting<'_> {
         args.0
     }
 
+    /// What controller-manager and scheduler have in common.
+    fn client(&self, args: &mut Args, program: &str, port: u16) {
+        args.flag("kubeconfig", self.user_kubeconfig(program));
+        args.flag("bind-address", "127.0.0.1");
+        args.flag("secure-port", port.to_string());
+        args.flag("tls-cert-file", self.pki("server.crt"));
+        args.flag("tls-private-key-file", self.pki("server.key"));
+        args.flag("leader-elect", "false");
+        args.flag("kube-api-qps", "200");
+        args.flag("kube-api-burst", "400");
+    }
+
     fn scheduler_args(&self, ports: Ports) -> Vec<OsString> {
         let mut args = Args::default();
-        args.client(&self.user_kubeconfig(SCHEDULER), ports.scheduler);
+        self.client(&mut args, SCHEDULER, ports.scheduler);
         args.0
     }
 
@@ -343,15 +325,5 @@ impl Args {
         let mut flag = OsString::from(format!("--{name}="));
         flag.push(value);
         self.0.push(flag);
-    }
-
-    /// What controller-manager and scheduler have in common.
-    fn client(&mut self, kubeconfig: &Path, port: u16) {
-        self.flag("kubeconfig", kubeconfig);
-        self.flag("bind-address", "127.0.0.1");
-        self.flag("secure-port", port.to_string());
-        self.flag("leader-elect", "false");
-        self.flag("kube-api-qps", "200");
-        self.flag("kube-api-burst", "400");
     }
 }

@@ -305,7 +305,8 @@ pub struct DatabaseChoice {
     pub placement: Option<Placement>,
 }
 
-/// What a dedicated tenant has for itself.
+/// What a dedicated tenant has for itself: a Database on one of the servers (when left out),
+/// or a Server that is reserved for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Placement {
     /// A database.

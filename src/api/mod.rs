@@ -67,7 +67,13 @@ pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
 /// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
 pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
 
-/// How isolated a tenant runs. AWS calls these pool, bridge and silo.
+/// How isolated a tenant runs: pooled (shared containers, a schema in the pool's database),
+/// bridge (own containers in an own namespace, a schema in a shared database) or dedicated
+/// (own containers in an own namespace, a database or server of its own). AWS calls these
+/// pool, bridge and silo.
+//
+// The schema of an optional field of an enum type has the enum's description, not the
+// field's (kube hoists it), so enums of optional fields say what leaving them out means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {

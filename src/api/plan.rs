@@ -104,7 +104,8 @@ pub struct Limit {
     pub percent: Option<i32>,
 }
 
-/// What happens beyond a limit.
+/// What happens beyond `max`; required. Hard: use beyond it is refused, exactly. Soft: it is
+/// counted and reported. Grace: it is accepted for `days` and up to `percent`, then refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LimitPolicy {
     /// Use beyond it is refused, exactly.
@@ -132,7 +133,7 @@ pub struct Price {
     pub per_unit: Option<Vec<UnitPrice>>,
     /// Percent taken off when paid for a year.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self.matches('^(100|[0-9]{1,2})([.]0*[1-9]?[0-9]{0,2})?$')").message("write a percentage between \"0\" and \"100\" as a decimal number in quotes, such as \"10\" or \"12.5\""))]
+    #[x_kube(validation = Rule::new("self.matches('^(100|[0-9]{1,2}([.][0-9]{1,2})?)$')").message("write a percentage between \"0\" and \"100\" as a decimal number in quotes, such as \"10\" or \"12.5\""))]
     #[schemars(length(max = 8))]
     pub annual_discount_percent: Option<String>,
 }
@@ -179,7 +180,8 @@ pub enum TrialEnd {
     Downgrade,
 }
 
-/// How a change within a period is charged.
+/// How a change within a period is charged: by the Second (when left out), by the Day, or
+/// None: from the next period on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Proration {
     /// By the second.

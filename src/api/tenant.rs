@@ -45,7 +45,7 @@ pub struct TenantSpec {
     /// The Application that the tenant uses.
     #[schemars(length(min = 1, max = 63))]
     pub application: String,
-    /// The Plan that the tenant bought.
+    /// The Plan that the tenant bought; its tier holds unless `tier` says otherwise.
     #[schemars(length(min = 1, max = 63))]
     pub plan: String,
     /// The tier to run at; the plan's when left out.
@@ -144,7 +144,7 @@ pub struct Billing {
     pub exclude_from_kpis: Option<bool>,
 }
 
-/// How often a tenant pays.
+/// How often the tenant pays: Monthly (when left out), or Annual: a year in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BillingCycle {
     /// Each month.
@@ -165,7 +165,7 @@ pub struct Term {
     pub auto_renew: bool,
 }
 
-/// Whether a tenant pays.
+/// Whether the tenant pays: Current (it does; when left out), PastDue (it is late) or Unpaid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Standing {
     /// It does.
@@ -176,7 +176,8 @@ pub enum Standing {
     Unpaid,
 }
 
-/// What happens to a deleted Tenant's data.
+/// What happens to the data when the Tenant is deleted: Retain (when left out) locks it and
+/// keeps it for the plan's retention, Delete drops it at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DeletionPolicy {
     /// It is locked and kept for the plan's retention.

@@ -42,27 +42,15 @@ impl Error {
     }
 
     pub(super) fn permanent(message: impl Into<String>) -> Self {
-        Self {
-            class: ErrorClass::Permanent,
-            sqlstate: None,
-            message: message.into(),
-        }
+        Self { class: ErrorClass::Permanent, sqlstate: None, message: message.into() }
     }
 
     pub(super) fn waiting(message: impl Into<String>) -> Self {
-        Self {
-            class: ErrorClass::Waiting,
-            sqlstate: None,
-            message: message.into(),
-        }
+        Self { class: ErrorClass::Waiting, sqlstate: None, message: message.into() }
     }
 
     pub(super) fn transient(message: impl Into<String>) -> Self {
-        Self {
-            class: ErrorClass::Transient,
-            sqlstate: None,
-            message: message.into(),
-        }
+        Self { class: ErrorClass::Transient, sqlstate: None, message: message.into() }
     }
 
     /// What a server, or the way to it, answered to a statement while `doing` something.
@@ -78,11 +66,7 @@ impl Error {
             message.push_str(": ");
             message.push_str(&detail.replace('\n', "; "));
         }
-        Self {
-            class: class_of(db.code()),
-            sqlstate: Some(db.code().clone()),
-            message,
-        }
+        Self { class: class_of(db.code()), sqlstate: Some(db.code().clone()), message }
     }
 
     pub(super) fn is(&self, state: &SqlState) -> bool {
@@ -91,11 +75,7 @@ impl Error {
 
     /// The same error, explained: `message` replaces the text, the class becomes permanent.
     pub(super) fn explained(self, message: impl Into<String>) -> Self {
-        Self {
-            class: ErrorClass::Permanent,
-            sqlstate: self.sqlstate,
-            message: message.into(),
-        }
+        Self { class: ErrorClass::Permanent, sqlstate: self.sqlstate, message: message.into() }
     }
 }
 
@@ -132,13 +112,7 @@ fn class_of(state: &SqlState) -> ErrorClass {
     // 08 connection, 40 rollback (deadlock, serialization), 53 resources, 55006/55P03 in use or
     // locked, 57 operator intervention, 58 system, 25P03/25P04 idle or long transaction ended,
     // XX000 "tuple concurrently updated".
-    let transient = ["08", "40", "53", "57", "58"]
-        .iter()
-        .any(|class| code.starts_with(class))
+    let transient = ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
         || ["55006", "55P03", "25P03", "25P04", "XX000"].contains(&code);
-    if transient {
-        ErrorClass::Transient
-    } else {
-        ErrorClass::Permanent
-    }
+    if transient { ErrorClass::Transient } else { ErrorClass::Permanent }
 }

@@ -20,9 +20,7 @@ impl TenantId {
     /// The id of a Tenant that is placed for the first time.
     #[must_use]
     pub fn from_uid(uid: &str) -> Self {
-        let digest = BASE32_NOPAD
-            .encode(&Sha256::digest(uid.as_bytes()))
-            .to_ascii_lowercase();
+        let digest = BASE32_NOPAD.encode(&Sha256::digest(uid.as_bytes())).to_ascii_lowercase();
         Self(format!("t_{}", &digest[..12]))
     }
 
@@ -60,13 +58,7 @@ impl TenantId {
 
     /// Every role of the tenant: those that log in first, the one that owns things last.
     pub(super) fn roles(&self) -> [String; 5] {
-        [
-            self.login(Slot::A),
-            self.login(Slot::B),
-            self.migrator(),
-            self.runtime(),
-            self.owner(),
-        ]
+        [self.login(Slot::A), self.login(Slot::B), self.migrator(), self.runtime(), self.owner()]
     }
 }
 
@@ -87,15 +79,13 @@ impl FromStr for TenantId {
 
     /// Reads an id back, from a status or a record.
     fn from_str(text: &str) -> Result<Self> {
-        let valid = text.strip_prefix("t_").is_some_and(|rest| {
-            rest.len() == 12 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
-        });
+        let valid = text
+            .strip_prefix("t_")
+            .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7')));
         if valid {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::permanent(format!(
-                "{text:?} is not a tenant id: expected t_ and 12 characters of a-z, 2-7"
-            )))
+            Err(Error::permanent(format!("{text:?} is not a tenant id: expected t_ and 12 characters of a-z, 2-7")))
         }
     }
 }
@@ -190,23 +180,10 @@ mod tests {
     fn ids_are_opaque_stable_and_read_back() {
         let id = TenantId::from_uid("6a1f0c1e-0000-4000-8000-000000000001");
         assert_eq!(id.as_str().len(), 14);
-        assert_eq!(
-            id,
-            TenantId::from_uid("6a1f0c1e-0000-4000-8000-000000000001")
-        );
-        assert_ne!(
-            id,
-            TenantId::from_uid("6a1f0c1e-0000-4000-8000-000000000002")
-        );
+        assert_eq!(id, TenantId::from_uid("6a1f0c1e-0000-4000-8000-000000000001"));
+        assert_ne!(id, TenantId::from_uid("6a1f0c1e-0000-4000-8000-000000000002"));
         assert_eq!(id.as_str().parse::<TenantId>().expect("valid"), id);
-        for bad in [
-            "",
-            "t_",
-            "t_ABCDEFGHIJKL",
-            "t_abcdefghijk1",
-            "x_abcdefghijkl",
-            "t_abcdefghijklm",
-        ] {
+        for bad in ["", "t_", "t_ABCDEFGHIJKL", "t_abcdefghijk1", "x_abcdefghijkl", "t_abcdefghijklm"] {
             assert!(bad.parse::<TenantId>().is_err(), "{bad}");
         }
     }

@@ -220,9 +220,7 @@ impl TenantRecord {
     /// The login whose password this is, if it is one in use.
     #[must_use]
     pub fn login_of(&self, username: &str, digest: &PasswordDigest) -> Option<&LoginRecord> {
-        self.logins
-            .iter()
-            .find(|login| login.username == username && login.digest == *digest)
+        self.logins.iter().find(|login| login.username == username && login.digest == *digest)
     }
 }
 
@@ -312,10 +310,7 @@ pub struct OverlapTimes {
 impl Default for OverlapTimes {
     /// 5 minutes of quiet, an hour at most.
     fn default() -> Self {
-        Self {
-            quiet: Duration::from_mins(5),
-            max: Duration::from_hours(1),
-        }
+        Self { quiet: Duration::from_mins(5), max: Duration::from_hours(1) }
     }
 }
 

@@ -1,0 +1,44 @@
+# `make` alone lists what there is. Nothing needs to be installed by hand but Rust and Go.
+
+# Arguments of `make demo`: make demo ARGS="--once", make demo ARGS="--dir DIR --audit".
+ARGS ?=
+CARGO ?= cargo
+# Where cargo puts programs, also for those who moved it.
+BIN = $(or $(CARGO_TARGET_DIR),$(CARGO_BUILD_TARGET_DIR),target)/debug
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint crds demo ground rust
+
+help: ## List what can be made
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: rust ## Build all programs
+	$(CARGO) build --workspace
+
+demo: rust ## Start a cluster, the operator and a CRM for six customers; stay until Ctrl-C (ARGS=--once: try and end)
+	$(CARGO) build --package tenantry --package crm --package devcluster --bins
+	@exec $(BIN)/devcluster demo $(ARGS)
+
+test: lint ground ## Check everything, on a real control plane and a real PostgreSQL
+	$(CARGO) test --workspace
+
+lint: rust ## Check format and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+crds: rust ## Write crds/ and docs/api.md from src/api
+	$(CARGO) build --package tenantry --bin tenantry
+	$(BIN)/tenantry crds --dir crds
+	$(BIN)/tenantry crds --reference > docs/api.md
+
+# The programs of the control plane, built once (some minutes) where they aren't cached;
+# devcluster says what is missing.
+ground: rust
+	$(CARGO) build --package devcluster
+	$(BIN)/devcluster install
+
+rust:
+	@command -v $(CARGO) >/dev/null 2>&1 || { \
+	  echo "make: cargo is not there. Install Rust ($$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer) from https://rustup.rs, and a C linker (apt-get install gcc)." >&2; exit 1; }
+	@command -v cc >/dev/null 2>&1 || { \
+	  echo "make: cc is not there, and Rust links with it: apt-get install gcc" >&2; exit 1; }

@@ -1,0 +1,10 @@
+//! What the API server, with our definitions and chart, makes of what users write.
+
+mod bad_input;
+mod chart;
+mod definitions;
+mod examples;
+mod generated;
+mod ground;
+mod in_use;
+mod rights;
