@@ -66,8 +66,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(up) => run(up),
         Command::Down { dir } => devcluster::down(&dir),
-        Command::Install => devcluster::install(Progress::Shown)
-            .map(|programs| println!("{}", programs.folder().display())),
+        Command::Install => {
+            devcluster::install(Progress::Shown).map(|programs| println!("{}", programs.folder().display()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -96,10 +97,7 @@ fn run(up: Up) -> Result<(), Error> {
     let Some(cluster) = Devcluster::start_unless(options, &signals)? else {
         return Ok(());
     };
-    println!(
-        ". {}/env    # KUBECONFIG, KUBECTL, HELM, DATABASE_ADMIN_URL",
-        cluster.dir().display()
-    );
+    println!(". {}/env    # KUBECONFIG, KUBECTL, HELM, DATABASE_ADMIN_URL", cluster.dir().display());
     println!("ready");
     cluster.supervise(&signals, &[])
 }

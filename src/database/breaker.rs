@@ -38,10 +38,7 @@ pub(super) struct Attempt<'a> {
 
 impl Breaker {
     pub(super) fn new(longest: Duration) -> Self {
-        Self {
-            longest,
-            state: Mutex::default(),
-        }
+        Self { longest, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -52,10 +49,7 @@ impl Breaker {
     pub(super) fn attempt(&self) -> Result<Attempt<'_>> {
         let mut state = self.state();
         let Some(away) = &state.away else {
-            return Ok(Attempt {
-                breaker: self,
-                probe: false,
-            });
+            return Ok(Attempt { breaker: self, probe: false });
         };
         let wait = away.until.saturating_duration_since(Instant::now());
         if !wait.is_zero() || state.probing {
@@ -66,23 +60,15 @@ impl Breaker {
             });
         }
         state.probing = true;
-        Ok(Attempt {
-            breaker: self,
-            probe: true,
-        })
+        Ok(Attempt { breaker: self, probe: true })
     }
 
     /// A connection that stood was lost, or no longer answers.
     pub(super) fn lost(&self, why: &Error) {
         let mut state = self.state();
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << state.failures.min(16))
-            .min(self.longest);
+        let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(16)).min(self.longest);
         state.failures = state.failures.saturating_add(1);
-        state.away = Some(Away {
-            until: Instant::now() + pause,
-            why: why.clone(),
-        });
+        state.away = Some(Away { until: Instant::now() + pause, why: why.clone() });
     }
 }
 
@@ -113,18 +99,10 @@ mod tests {
     #[test]
     fn fails_fast_until_a_probe_succeeds() {
         let breaker = Breaker::new(Duration::from_millis(20));
-        breaker
-            .attempt()
-            .expect("closed at first")
-            .failed(&Error::transient("down"));
+        breaker.attempt().expect("closed at first").failed(&Error::transient("down"));
         let refused = breaker.attempt().expect_err("open");
         assert_eq!(refused.class(), ErrorClass::Transient);
-        assert!(
-            refused
-                .to_string()
-                .starts_with("down (not tried again for "),
-            "{refused}"
-        );
+        assert!(refused.to_string().starts_with("down (not tried again for "), "{refused}");
 
         let probe = loop {
             if let Ok(probe) = breaker.attempt() {
@@ -134,10 +112,7 @@ mod tests {
         };
         assert!(breaker.attempt().is_err(), "one probe at a time");
         drop(probe);
-        breaker
-            .attempt()
-            .expect("a probe that was given up makes room")
-            .succeeded();
+        breaker.attempt().expect("a probe that was given up makes room").succeeded();
         breaker.attempt().expect("closed again");
         breaker.attempt().expect("for everybody");
     }
@@ -145,13 +120,7 @@ mod tests {
     #[test]
     fn what_needs_a_person_stays_so() {
         let breaker = Breaker::new(Duration::from_secs(10));
-        breaker
-            .attempt()
-            .expect("closed")
-            .failed(&Error::permanent("wrong CA"));
-        assert_eq!(
-            breaker.attempt().expect_err("open").class(),
-            ErrorClass::Permanent
-        );
+        breaker.attempt().expect("closed").failed(&Error::permanent("wrong CA"));
+        assert_eq!(breaker.attempt().expect_err("open").class(), ErrorClass::Permanent);
     }
 }

@@ -20,12 +20,7 @@ use super::types::{CloseOutcome, IssuedLogin, LoginState, Overlap, OverlapTimes,
 impl Server {
     /// Sets a fresh password on the login that is not current, or on a pending one again.
     /// `Waiting` while the other login is closing, unless it is [cut](Overlap::Cut).
-    pub async fn issue_login(
-        &self,
-        database: &str,
-        id: &TenantId,
-        overlap: Overlap,
-    ) -> Result<IssuedLogin> {
+    pub async fn issue_login(&self, database: &str, id: &TenantId, overlap: Overlap) -> Result<IssuedLogin> {
         let mut connection = self.connect(database).await?;
         let record = read_live(&mut connection, id).await?;
         let (slot, state) = free_slot(&record);
@@ -48,28 +43,14 @@ impl Server {
             ),
             "the login has just been changed by somebody else",
         ));
-        let can_login = if record.settings.suspended {
-            "NOLOGIN"
-        } else {
-            "LOGIN"
-        };
-        script.add(format!(
-            "ALTER ROLE {} {can_login} PASSWORD {}",
-            ident(&name),
-            literal(&password.verifier())
-        ));
-        connection
-            .run(&format!("can't issue login {name}"), &script)
-            .await?;
+        let can_login = if record.settings.suspended { "NOLOGIN" } else { "LOGIN" };
+        script.add(format!("ALTER ROLE {} {can_login} PASSWORD {}", ident(&name), literal(&password.verifier())));
+        connection.run(&format!("can't issue login {name}"), &script).await?;
         if state == Some(LoginState::Closing) {
             // Nobody knows the new password yet: these came in with the old one.
             end_sessions(&mut connection, std::slice::from_ref(&name)).await?;
         }
-        Ok(IssuedLogin {
-            slot,
-            username: name,
-            password,
-        })
+        Ok(IssuedLogin { slot, username: name, password })
     }
 
     /// The Secret has this login now: pending becomes current, and what was current closing.
@@ -91,28 +72,14 @@ impl Server {
                 ),
                 "the login is not pending",
             ));
-        match connection
-            .run(
-                &format!("can't make login {} current", id.login(slot)),
-                &script,
-            )
-            .await
-        {
+        match connection.run(&format!("can't make login {} current", id.login(slot)), &script).await {
             Ok(_) => Ok(()),
             Err(error) if error.sqlstate() == Some("40001") => {
                 let record = read_live(&mut connection, id).await?;
-                match record
-                    .logins
-                    .iter()
-                    .find(|login| login.slot == slot)
-                    .map(|login| login.state)
-                {
+                match record.logins.iter().find(|login| login.slot == slot).map(|login| login.state) {
                     Some(LoginState::Current) => Ok(()),
                     Some(LoginState::Pending) => Err(error),
-                    _ => Err(Error::permanent(format!(
-                        "login {} is not pending: issue it first",
-                        id.login(slot)
-                    ))),
+                    _ => Err(Error::permanent(format!("login {} is not pending: issue it first", id.login(slot)))),
                 }
             }
             Err(error) => Err(error),
@@ -157,9 +124,7 @@ impl Server {
                 next = next.min(times.quiet / 4);
                 in_use.push(name);
             } else {
-                next = next
-                    .min(times.quiet.saturating_sub(quiet))
-                    .min(times.quiet / 4);
+                next = next.min(times.quiet.saturating_sub(quiet)).min(times.quiet / 4);
             }
             let next = next.max(Duration::from_millis(100));
             outcome.next_check = Some(outcome.next_check.map_or(next, |earlier| earlier.min(next)));
@@ -175,10 +140,7 @@ impl Server {
             ));
         }
         if !due.is_empty() {
-            script.add(close_where(&format!(
-                "state = 'Closing' AND name = ANY ({})",
-                texts(&due)
-            )));
+            script.add(close_where(&format!("state = 'Closing' AND name = ANY ({})", texts(&due))));
         }
         connection.run("can't close logins", &script).await?;
         if !due.is_empty() {
@@ -205,13 +167,7 @@ pub(super) fn close_where(condition: &str) -> String {
 
 /// Which login a new password goes to, and the state it is in, `None` for closed.
 fn free_slot(record: &TenantRecord) -> (Slot, Option<LoginState>) {
-    let find = |state| {
-        record
-            .logins
-            .iter()
-            .find(|login| login.state == state)
-            .map(|login| login.slot)
-    };
+    let find = |state| record.logins.iter().find(|login| login.state == state).map(|login| login.slot);
     if let Some(pending) = find(LoginState::Pending) {
         return (pending, Some(LoginState::Pending));
     }
@@ -220,14 +176,7 @@ fn free_slot(record: &TenantRecord) -> (Slot, Option<LoginState>) {
         (None, Some(closing)) => closing.other(),
         (None, None) => Slot::A,
     };
-    (
-        slot,
-        record
-            .logins
-            .iter()
-            .find(|login| login.slot == slot)
-            .map(|login| login.state),
-    )
+    (slot, record.logins.iter().find(|login| login.slot == slot).map(|login| login.state))
 }
 
 fn seconds(number: f64) -> Duration {

@@ -10,12 +10,7 @@ use super::types::{Limit, MeterDefinition, MeterKind, MeterSource, Policy};
 impl Server {
     /// Says which meters an Application declares. One that is left out is no longer accepted;
     /// its counts stay.
-    pub async fn set_meters(
-        &self,
-        database: &str,
-        application: &str,
-        meters: &[MeterDefinition],
-    ) -> Result<()> {
+    pub async fn set_meters(&self, database: &str, application: &str, meters: &[MeterDefinition]) -> Result<()> {
         let application = literal(application);
         let wanted = texts(meters.iter().map(|meter| meter.name.as_str()));
         let kinds = texts(meters.iter().map(|meter| meter.kind.as_str()));
@@ -31,21 +26,13 @@ impl Server {
                  ON CONFLICT (application, meter) DO UPDATE SET kind = excluded.kind, source = excluded.source
                   WHERE (meter_definition.kind, meter_definition.source) IS DISTINCT FROM (excluded.kind, excluded.source)"
             ));
-        self.connect(database)
-            .await?
-            .run("can't set the Application's meters", &script)
-            .await?;
+        self.connect(database).await?.run("can't set the Application's meters", &script).await?;
         Ok(())
     }
 
     /// Says what a plan's limits are, for all tenants of the plan at once. In effect with their
     /// next `record_usage`. A meter that is left out is unlimited.
-    pub async fn set_plan_limits(
-        &self,
-        database: &str,
-        plan: &str,
-        limits: &[Limit],
-    ) -> Result<()> {
+    pub async fn set_plan_limits(&self, database: &str, plan: &str, limits: &[Limit]) -> Result<()> {
         let doing = "can't set the plan's limits";
         let plan = literal(plan);
         let mut rows = Vec::with_capacity(limits.len());
@@ -61,14 +48,9 @@ impl Server {
             let (policy, grace) = match limit.policy {
                 Policy::Hard => ("Hard", "NULL, NULL".to_owned()),
                 Policy::Soft => ("Soft", "NULL, NULL".to_owned()),
-                Policy::Grace { days, percent } => {
-                    ("Grace", format!("{}, {}", small(days), small(percent)))
-                }
+                Policy::Grace { days, percent } => ("Grace", format!("{}, {}", small(days), small(percent))),
             };
-            rows.push(format!(
-                "({plan}, {}, {max}, '{policy}', {grace})",
-                literal(&limit.meter)
-            ));
+            rows.push(format!("({plan}, {}, {max}, '{policy}', {grace})", literal(&limit.meter)));
         }
         let mut script = Script::new();
         script.add(format!(
@@ -101,26 +83,15 @@ impl Server {
             )
             .await?;
         let mut plans: BTreeMap<String, Vec<Limit>> = BTreeMap::new();
-        let natural = |number: Option<i32>| {
-            number
-                .and_then(|number| u32::try_from(number).ok())
-                .unwrap_or(0)
-        };
+        let natural = |number: Option<i32>| number.and_then(|number| u32::try_from(number).ok()).unwrap_or(0);
         for row in rows {
             let policy = match row.get(3) {
                 "Soft" => Policy::Soft,
-                "Grace" => Policy::Grace {
-                    days: natural(row.get(4)),
-                    percent: natural(row.get(5)),
-                },
+                "Grace" => Policy::Grace { days: natural(row.get(4)), percent: natural(row.get(5)) },
                 _ => Policy::Hard,
             };
             let max = u64::try_from(row.get::<_, i64>(2)).unwrap_or(0);
-            plans.entry(row.get(0)).or_default().push(Limit {
-                meter: row.get(1),
-                max,
-                policy,
-            });
+            plans.entry(row.get(0)).or_default().push(Limit { meter: row.get(1), max, policy });
         }
         Ok(plans)
     }

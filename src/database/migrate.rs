@@ -21,19 +21,11 @@ impl Server {
     /// A statement may take any time; only a lock that somebody else holds is waited for no longer
     /// than [`Timeouts::migration_lock`](super::Timeouts::migration_lock). If the process dies, the
     /// server notices and gives the file up.
-    pub async fn migrate(
-        &self,
-        database: &str,
-        id: &TenantId,
-        migrations: &[Migration],
-    ) -> Result<Migrated> {
+    pub async fn migrate(&self, database: &str, id: &TenantId, migrations: &[Migration]) -> Result<Migrated> {
         let mut connection = self.connect(database).await?;
         let record = read_live(&mut connection, id).await?;
         let todo = pending(&record.migrations, migrations)?;
-        let mut outcome = Migrated {
-            applied: Vec::new(),
-            before: migrations.len() - todo.len(),
-        };
+        let mut outcome = Migrated { applied: Vec::new(), before: migrations.len() - todo.len() };
         if todo.is_empty() {
             return Ok(outcome);
         }
@@ -42,11 +34,7 @@ impl Server {
         let migrator = id.migrator();
         let doing = format!("can't open migration login {migrator}");
         let rows = connection
-            .query(
-                &doing,
-                "SELECT FROM pg_stat_activity WHERE usename::text = $1",
-                &[(&migrator, Type::TEXT)],
-            )
+            .query(&doing, "SELECT FROM pg_stat_activity WHERE usename::text = $1", &[(&migrator, Type::TEXT)])
             .await?;
         if !rows.is_empty() {
             return Err(busy());
@@ -64,18 +52,12 @@ impl Server {
         connection.run(&doing, &open).await?;
         drop(connection);
 
-        let result = self
-            .run_files(database, id, &password, &todo, &mut outcome.applied)
-            .await;
+        let result = self.run_files(database, id, &password, &todo, &mut outcome.applied).await;
 
         let mut close = Script::new();
         close.add(close_where(&format!("name = {}", literal(&migrator))));
         let closed = match self.connect(database).await {
-            Ok(mut connection) => {
-                connection
-                    .run(&format!("can't close migration login {migrator}"), &close)
-                    .await
-            }
+            Ok(mut connection) => connection.run(&format!("can't close migration login {migrator}"), &close).await,
             Err(error) => Err(error),
         };
         if let Err(error) = closed {
@@ -94,10 +76,7 @@ impl Server {
         applied: &mut Vec<String>,
     ) -> Result<()> {
         let config = &self.pool.config;
-        let endpoint = Endpoint {
-            host: config.host.clone(),
-            port: config.port,
-        };
+        let endpoint = Endpoint { host: config.host.clone(), port: config.port };
         let login = Login {
             endpoint: &endpoint,
             database,
@@ -182,18 +161,11 @@ fn explain(file: &Migration, error: &tokio_postgres::Error) -> Error {
     let class = Error::from_postgres("", error).class();
     let place = line(file, db).map_or_else(String::new, |line| format!(" line {line}"));
     let code = db.code().code();
-    let mut text = format!(
-        "migration {name}{place}: {} (SQLSTATE {code})",
-        db.message()
-    );
+    let mut text = format!("migration {name}{place}: {} (SQLSTATE {code})", db.message());
     if code == "0A000" && db.message().contains("transaction commands") || code == "2D000" {
-        text.push_str(
-            "; each file is one transaction already: remove BEGIN, COMMIT, ROLLBACK and SAVEPOINT",
-        );
+        text.push_str("; each file is one transaction already: remove BEGIN, COMMIT, ROLLBACK and SAVEPOINT");
     } else if code == "25001" {
-        text.push_str(
-            "; each file runs inside a transaction: do without CONCURRENTLY and the like",
-        );
+        text.push_str("; each file runs inside a transaction: do without CONCURRENTLY and the like");
     } else if let Some(hint) = db.hint() {
         text.push_str("; ");
         text.push_str(hint);
@@ -219,44 +191,25 @@ mod tests {
     use super::*;
 
     fn files(names: &[&str]) -> Vec<Migration> {
-        let file = |name: &&str| Migration {
-            name: (*name).into(),
-            sql: String::new(),
-            checksum: format!("{name}#1"),
-        };
+        let file = |name: &&str| Migration { name: (*name).into(), sql: String::new(), checksum: format!("{name}#1") };
         names.iter().map(file).collect()
     }
 
     fn applied(names: &[&str]) -> Vec<AppliedMigration> {
-        files(names)
-            .into_iter()
-            .map(|file| AppliedMigration {
-                name: file.name,
-                checksum: file.checksum,
-            })
-            .collect()
+        files(names).into_iter().map(|file| AppliedMigration { name: file.name, checksum: file.checksum }).collect()
     }
 
     fn names(applied_names: &[&str], file_names: &[&str]) -> Result<Vec<String>> {
         let files = files(file_names);
-        pending(&applied(applied_names), &files)
-            .map(|todo| todo.iter().map(|file| file.name.clone()).collect())
+        pending(&applied(applied_names), &files).map(|todo| todo.iter().map(|file| file.name.clone()).collect())
     }
 
     #[test]
     fn only_what_has_not_run_runs_and_only_at_the_end() {
         assert_eq!(names(&[], &["1", "2"]).expect("fresh"), ["1", "2"]);
         assert_eq!(names(&["1"], &["1", "2"]).expect("one left"), ["2"]);
-        assert!(
-            names(&["1", "2"], &["1", "2"])
-                .expect("none left")
-                .is_empty()
-        );
-        assert!(
-            names(&["0", "1"], &["1"])
-                .expect("a file may be retired")
-                .is_empty()
-        );
+        assert!(names(&["1", "2"], &["1", "2"]).expect("none left").is_empty());
+        assert!(names(&["0", "1"], &["1"]).expect("a file may be retired").is_empty());
         let late = names(&["2"], &["1", "2"]).expect_err("out of order");
         assert!(late.to_string().contains("1 comes before 2"), "{late}");
         let twice = names(&[], &["1", "1"]).expect_err("twice");
@@ -269,9 +222,6 @@ mod tests {
         done[0].checksum = "other".into();
         let error = pending(&done, &files(&["1"])).expect_err("changed");
         assert_eq!(error.class(), ErrorClass::Permanent);
-        assert!(
-            error.to_string().contains("migration 1 was changed"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("migration 1 was changed"), "{error}");
     }
 }

@@ -71,9 +71,7 @@ pub(super) struct Login<'a> {
 impl Pool {
     pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
         if config.connections == 0 {
-            return Err(Error::permanent(
-                "a server needs at least one connection: raise the operator's bound",
-            ));
+            return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
         }
         Ok(Arc::new(Self {
             connector: Connector::new(&config.tls)?,
@@ -97,9 +95,7 @@ impl Pool {
     }
 
     pub(super) fn count(&self, statements: u64) {
-        self.counters
-            .statements
-            .fetch_add(statements, Ordering::Relaxed);
+        self.counters.statements.fetch_add(statements, Ordering::Relaxed);
         self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -114,11 +110,7 @@ impl Pool {
         let place = self.place(&self.places).await?;
         if let Some(idle) = self.take(database) {
             // Standing connections say nothing about new ones: a probe goes on to the next caller.
-            return Ok(Connection {
-                idle: Some(idle),
-                clean: true,
-                place,
-            });
+            return Ok(Connection { idle: Some(idle), clean: true, place });
         }
         let settings = format!(
             "-c search_path=pg_catalog,pg_temp -c client_min_messages=warning -c timezone=UTC \
@@ -127,10 +119,7 @@ impl Pool {
             config.timeouts.lock.as_millis(),
             config.timeouts.statement.as_millis(),
         );
-        let endpoint = Endpoint {
-            host: config.host.clone(),
-            port: config.port,
-        };
+        let endpoint = Endpoint { host: config.host.clone(), port: config.port };
         let opened = self
             .log_in(&Login {
                 endpoint: &endpoint,
@@ -144,17 +133,8 @@ impl Pool {
             Ok(client) => {
                 attempt.succeeded();
                 let now = Instant::now();
-                let idle = Idle {
-                    client,
-                    database: database.to_owned(),
-                    opened: now,
-                    since: now,
-                };
-                Ok(Connection {
-                    idle: Some(idle),
-                    clean: true,
-                    place,
-                })
+                let idle = Idle { client, database: database.to_owned(), opened: now, since: now };
+                Ok(Connection { idle: Some(idle), clean: true, place })
             }
             Err(error) => {
                 // A database that isn't there says nothing about the server.
@@ -182,10 +162,7 @@ impl Pool {
             })?
             .expect("never closed");
         self.shelf().in_use += 1;
-        Ok(Place {
-            pool: self.clone(),
-            _permit: permit,
-        })
+        Ok(Place { pool: self.clone(), _permit: permit })
     }
 
     /// Logs in through the tenants' endpoint.
@@ -211,11 +188,7 @@ impl Pool {
     fn take(&self, database: &str) -> Option<Idle> {
         let mut shelf = self.shelf();
         shelf.idle.retain(|idle| !idle.client.is_closed());
-        if let Some(at) = shelf
-            .idle
-            .iter()
-            .rposition(|idle| idle.database == database)
-        {
+        if let Some(at) = shelf.idle.iter().rposition(|idle| idle.database == database) {
             return Some(shelf.idle.remove(at));
         }
         while !shelf.idle.is_empty() && shelf.in_use + shelf.idle.len() > self.config.connections {
@@ -263,14 +236,9 @@ impl Pool {
                 }
             }
         };
-        timeout(self.config.timeouts.connect, opening)
-            .await
-            .unwrap_or_else(|_| {
-                Err(Error::transient(format!(
-                    "{host}:{port} doesn't answer within {:?}",
-                    self.config.timeouts.connect
-                )))
-            })
+        timeout(self.config.timeouts.connect, opening).await.unwrap_or_else(|_| {
+            Err(Error::transient(format!("{host}:{port} doesn't answer within {:?}", self.config.timeouts.connect)))
+        })
     }
 
     /// Puts a connection back and sees to it that it doesn't wait for ever.
@@ -342,31 +310,17 @@ impl Connection {
     }
 
     /// Runs a script as one transaction, behind the fence.
-    pub(super) async fn run(
-        &mut self,
-        doing: &str,
-        script: &Script,
-    ) -> Result<Vec<SimpleQueryRow>> {
+    pub(super) async fn run(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
         let fence = self.place.pool.fence.load(Ordering::Relaxed);
-        self.transaction(doing, script, (fence > 0).then_some(fence))
-            .await
+        self.transaction(doing, script, (fence > 0).then_some(fence)).await
     }
 
     /// Runs a script as one transaction where there is no fence yet, or none to be had.
-    pub(super) async fn run_unfenced(
-        &mut self,
-        doing: &str,
-        script: &Script,
-    ) -> Result<Vec<SimpleQueryRow>> {
+    pub(super) async fn run_unfenced(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
         self.transaction(doing, script, None).await
     }
 
-    async fn transaction(
-        &mut self,
-        doing: &str,
-        script: &Script,
-        fence: Option<u64>,
-    ) -> Result<Vec<SimpleQueryRow>> {
+    async fn transaction(&mut self, doing: &str, script: &Script, fence: Option<u64>) -> Result<Vec<SimpleQueryRow>> {
         let (text, count) = script.transaction(fence);
         self.send(doing, &text, count).await
     }
@@ -395,8 +349,7 @@ impl Connection {
                 // What failed inside a transaction leaves it open.
                 if error.sqlstate().is_some() && !self.client().is_closed() {
                     self.place.pool.count(1);
-                    let ended =
-                        timeout(self.patience(), self.client().batch_execute("ROLLBACK")).await;
+                    let ended = timeout(self.patience(), self.client().batch_execute("ROLLBACK")).await;
                     self.clean = matches!(ended, Ok(Ok(())));
                 }
                 Err(error)
@@ -412,10 +365,7 @@ impl Connection {
     fn answered<T>(
         &self,
         doing: &str,
-        answer: std::result::Result<
-            std::result::Result<T, tokio_postgres::Error>,
-            tokio::time::error::Elapsed,
-        >,
+        answer: std::result::Result<std::result::Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
     ) -> Result<T> {
         let pool = &self.place.pool;
         let error = match answer {
@@ -424,10 +374,7 @@ impl Connection {
                 return Err(Error::from_postgres(doing, &error));
             }
             Ok(Err(error)) => Error::from_postgres(doing, &error),
-            Err(_) => Error::transient(format!(
-                "{doing}: {}:{} no longer answers",
-                pool.config.host, pool.config.port
-            )),
+            Err(_) => Error::transient(format!("{doing}: {}:{} no longer answers", pool.config.host, pool.config.port)),
         };
         // A connection that broke by itself: the next one finds out what is the matter.
         if !self.client().is_closed() {

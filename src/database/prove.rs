@@ -68,16 +68,11 @@ impl Server {
         self.pool.count(1);
         let doing = format!("login {} can't be proven", credentials.username);
         let patience = self.pool.config.timeouts.statement;
-        let rows = timeout(
-            patience,
-            client.query_typed(SELF, &[(&credentials.schema, Type::TEXT)]),
-        )
-        .await
-        .map_err(|_| Error::transient(format!("{doing}: no answer within {patience:?}")))?
-        .map_err(|error| Error::from_postgres(&doing, &error))?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::transient(format!("{doing}: no answer")))?;
+        let rows = timeout(patience, client.query_typed(SELF, &[(&credentials.schema, Type::TEXT)]))
+            .await
+            .map_err(|_| Error::transient(format!("{doing}: no answer within {patience:?}")))?
+            .map_err(|error| Error::from_postgres(&doing, &error))?;
+        let row = rows.first().ok_or_else(|| Error::transient(format!("{doing}: no answer")))?;
 
         let text = |at| row.get::<_, String>(at);
         let list = |at| row.get::<_, Vec<String>>(at);
@@ -88,24 +83,12 @@ impl Server {
             }
         };
         let logins = [id.login(Slot::A), id.login(Slot::B)];
-        expect(
-            logins.contains(&credentials.username),
-            format!("it is no login of {id}"),
-        );
-        expect(
-            text(0) == credentials.username,
-            format!("the session is {}'s", text(0)),
-        );
+        expect(logins.contains(&credentials.username), format!("it is no login of {id}"));
+        expect(text(0) == credentials.username, format!("the session is {}'s", text(0)));
         expect(text(1) == text(0), format!("it acts as {}", text(1)));
-        expect(
-            text(2) == credentials.database,
-            format!("it landed in database {}", text(2)),
-        );
+        expect(text(2) == credentials.database, format!("it landed in database {}", text(2)));
         let path = format!("{}, tenantry", id.as_str());
-        expect(
-            text(3) == path,
-            format!("its search_path is {:?}, not {path:?}", text(3)),
-        );
+        expect(text(3) == path, format!("its search_path is {:?}, not {path:?}", text(3)));
         expect(
             !row.get::<_, bool>(4),
             "it or one of its roles has an attribute such as CREATEROLE or BYPASSRLS".to_owned(),
@@ -114,15 +97,9 @@ impl Server {
         roles.sort();
         let mut member_of = list(5);
         member_of.sort();
-        expect(
-            member_of == roles,
-            format!("it is a member of {member_of:?}, not of {roles:?}"),
-        );
+        expect(member_of == roles, format!("it is a member of {member_of:?}, not of {roles:?}"));
         expect(row.get(6), format!("it lacks USAGE on schema {id}"));
-        expect(
-            !row.get::<_, bool>(7),
-            format!("it has CREATE on schema {id}"),
-        );
+        expect(!row.get::<_, bool>(7), format!("it has CREATE on schema {id}"));
         let empty = |expect: &mut dyn FnMut(bool, String), at: usize, what: &str| {
             let found = list(at);
             expect(found.is_empty(), format!("{what} {}", found.join(", ")));
@@ -132,21 +109,11 @@ impl Server {
         empty(&mut expect, 10, "it has a privilege on schema");
         empty(&mut expect, 11, "it has a privilege on tenantry's tables");
         empty(&mut expect, 12, "it lacks EXECUTE on");
-        expect(
-            !row.get::<_, bool>(13),
-            "it has CREATE on schema tenantry, or EXECUTE on what is inside".to_owned(),
-        );
+        expect(!row.get::<_, bool>(13), "it has CREATE on schema tenantry, or EXECUTE on what is inside".to_owned());
         empty(&mut expect, 14, "it may enter the operator's database");
         if wrong.is_empty() {
-            return Ok(Proof {
-                id,
-                open_databases: list(15),
-            });
+            return Ok(Proof { id, open_databases: list(15) });
         }
-        Err(Error::permanent(format!(
-            "login {} is not isolated: {}",
-            credentials.username,
-            wrong.join("; ")
-        )))
+        Err(Error::permanent(format!("login {} is not isolated: {}", credentials.username, wrong.join("; "))))
     }
 }

@@ -10,9 +10,7 @@ use super::error::{Error, Result};
 use super::identity::{PasswordDigest, Slot, TenantId};
 use super::pool::Connection;
 use super::server::Server;
-use super::types::{
-    AppliedMigration, LoginRecord, LoginState, TenantRecord, TenantSettings, TenantState,
-};
+use super::types::{AppliedMigration, LoginRecord, LoginState, TenantRecord, TenantSettings, TenantState};
 
 const RECORDS: &str = "
     SELECT t.id, t.name, t.uid, t.cluster_id, t.application, t.state, t.drop_after, t.plan, t.plan_revision,
@@ -41,10 +39,7 @@ impl Server {
 }
 
 /// One tenant's record, on a connection that is at hand.
-pub(super) async fn read_one(
-    connection: &mut Connection,
-    id: &TenantId,
-) -> Result<Option<TenantRecord>> {
+pub(super) async fn read_one(connection: &mut Connection, id: &TenantId) -> Result<Option<TenantRecord>> {
     Ok(read(connection, Some(id)).await?.pop())
 }
 
@@ -52,25 +47,14 @@ pub(super) async fn read_one(
 pub(super) async fn read_live(connection: &mut Connection, id: &TenantId) -> Result<TenantRecord> {
     match read_one(connection, id).await? {
         Some(record) if record.state == TenantState::Live => Ok(record),
-        Some(record) => Err(Error::permanent(format!(
-            "tenant {id} is not in use: it is {}",
-            record.state.as_str()
-        ))),
-        None => Err(Error::permanent(format!(
-            "tenant {id} has no record in this database"
-        ))),
+        Some(record) => Err(Error::permanent(format!("tenant {id} is not in use: it is {}", record.state.as_str()))),
+        None => Err(Error::permanent(format!("tenant {id} has no record in this database"))),
     }
 }
 
 async fn read(connection: &mut Connection, id: Option<&TenantId>) -> Result<Vec<TenantRecord>> {
     let id = id.map(TenantId::as_str);
-    let rows = connection
-        .query(
-            "can't read the tenants' records",
-            RECORDS,
-            &[(&id, Type::TEXT)],
-        )
-        .await?;
+    let rows = connection.query("can't read the tenants' records", RECORDS, &[(&id, Type::TEXT)]).await?;
     rows.iter().map(record).collect()
 }
 
@@ -92,19 +76,13 @@ struct MigrationRow {
 fn record(row: &Row) -> Result<TenantRecord> {
     let id: TenantId = row.get::<_, &str>(0).parse()?;
     let unreadable = |what: &str| {
-        Error::permanent(format!(
-            "the record of {id} can't be read: {what}; was it written by a newer version?"
-        ))
+        Error::permanent(format!("the record of {id} can't be read: {what}; was it written by a newer version?"))
     };
     let state = match row.get(5) {
         "Live" => TenantState::Live,
-        "Retained" => TenantState::Retained {
-            drop_after: row.get(6),
-        },
+        "Retained" => TenantState::Retained { drop_after: row.get(6) },
         "Dropping" => TenantState::Dropping,
-        "Dropped" => TenantState::Dropped {
-            unsent: natural(row.get::<_, Option<i64>>(18).unwrap_or(0)),
-        },
+        "Dropped" => TenantState::Dropped { unsent: natural(row.get::<_, Option<i64>>(18).unwrap_or(0)) },
         other => return Err(unreadable(&format!("state {other:?}"))),
     };
     let schema = match state {
@@ -117,9 +95,7 @@ fn record(row: &Row) -> Result<TenantRecord> {
         plan_revision: row.get(8),
         suspended: row.get(9),
         connection_limit: u32::try_from(row.get::<_, i32>(10)).unwrap_or(0),
-        temp_file_limit: row
-            .get::<_, Option<i64>>(11)
-            .map(|kilobytes| natural(kilobytes) * 1024),
+        temp_file_limit: row.get::<_, Option<i64>>(11).map(|kilobytes| natural(kilobytes) * 1024),
         statement_timeout: millis(row.get(12)),
         max_transaction: millis(row.get(13)),
         period_anchor: row.get(14),
@@ -137,10 +113,7 @@ fn record(row: &Row) -> Result<TenantRecord> {
         Some(rows) => serde_json::from_value::<Vec<MigrationRow>>(rows)
             .map_err(|error| unreadable(&error.to_string()))?
             .into_iter()
-            .map(|row| AppliedMigration {
-                name: row.name,
-                checksum: row.checksum,
-            })
+            .map(|row| AppliedMigration { name: row.name, checksum: row.checksum })
             .collect(),
         None => Vec::new(),
     };
@@ -159,9 +132,7 @@ fn record(row: &Row) -> Result<TenantRecord> {
 }
 
 fn login(row: LoginRow) -> Option<LoginRecord> {
-    let digest = data_encoding::HEXLOWER
-        .decode(row.digest?.as_bytes())
-        .ok()?;
+    let digest = data_encoding::HEXLOWER.decode(row.digest?.as_bytes()).ok()?;
     Some(LoginRecord {
         slot: Slot::from_letter(&row.slot)?,
         username: row.name,

@@ -20,9 +20,7 @@ impl Server {
     /// Tenant that is gone is the same. A tenant that is not live any more stays as it is.
     pub async fn retain(&self, database: &str, id: &TenantId, drop_after: Timestamp) -> Result<()> {
         let mut connection = self.connect(database).await?;
-        let state = read_one(&mut connection, id)
-            .await?
-            .map(|record| record.state);
+        let state = read_one(&mut connection, id).await?.map(|record| record.state);
         if state == Some(TenantState::Live) {
             let mut script = Script::new();
             script
@@ -36,9 +34,7 @@ impl Server {
                 ))
                 .add(close_where(&format!("tenant = {}", literal(id.as_str()))))
                 .add(format!("ALTER SCHEMA {} RENAME TO {}", ident(id.schema()), ident(&id.retained_schema())));
-            connection
-                .run(&format!("can't retain tenant {id}"), &script)
-                .await?;
+            connection.run(&format!("can't retain tenant {id}"), &script).await?;
         }
         if state.is_some() {
             end_sessions(&mut connection, &logins_of(id)).await?;
@@ -48,35 +44,20 @@ impl Server {
 
     /// Gives a retained tenant, or a live one whose Tenant object was lost, to the Tenant with
     /// this name and UID. It keeps its id; where no login is left, one has to be issued.
-    pub async fn restore(
-        &self,
-        database: &str,
-        id: &TenantId,
-        name: &str,
-        uid: &str,
-    ) -> Result<TenantRecord> {
+    pub async fn restore(&self, database: &str, id: &TenantId, name: &str, uid: &str) -> Result<TenantRecord> {
         let mut connection = self.connect(database).await?;
         let record = read_one(&mut connection, id).await?.ok_or_else(|| {
-            Error::permanent(format!(
-                "tenant {id} has no record in this database: nothing can be restored"
-            ))
+            Error::permanent(format!("tenant {id} has no record in this database: nothing can be restored"))
         })?;
         let mut script = Script::new();
         match record.state {
             TenantState::Live if record.uid == uid && record.name == name => return Ok(record),
             TenantState::Live => {}
             TenantState::Retained { .. } => {
-                script.add(format!(
-                    "ALTER SCHEMA {} RENAME TO {}",
-                    ident(&id.retained_schema()),
-                    ident(id.schema())
-                ));
+                script.add(format!("ALTER SCHEMA {} RENAME TO {}", ident(&id.retained_schema()), ident(id.schema())));
             }
             state => {
-                return Err(Error::permanent(format!(
-                    "tenant {id} is {}: its data is gone",
-                    state.as_str()
-                )));
+                return Err(Error::permanent(format!("tenant {id} is {}: its data is gone", state.as_str())));
             }
         }
         script.add(expect_one(
@@ -118,24 +99,14 @@ impl Server {
         script.add(format!(
             "DELETE FROM tenantry.tenant t WHERE t.id = {tenant} AND t.state = 'Dropped' AND NOT EXISTS ({unsent})"
         ));
-        connection
-            .run(&format!("can't remove the record of tenant {id}"), &script)
-            .await?;
-        Ok(
-            match read_one(&mut connection, id)
-                .await?
-                .map(|record| record.state)
-            {
-                Some(TenantState::Dropped { unsent }) => DropOutcome::WaitsForEvents(unsent),
-                Some(state) => {
-                    return Err(Error::transient(format!(
-                        "tenant {id} is {} again",
-                        state.as_str()
-                    )));
-                }
-                None => DropOutcome::Gone,
-            },
-        )
+        connection.run(&format!("can't remove the record of tenant {id}"), &script).await?;
+        Ok(match read_one(&mut connection, id).await?.map(|record| record.state) {
+            Some(TenantState::Dropped { unsent }) => DropOutcome::WaitsForEvents(unsent),
+            Some(state) => {
+                return Err(Error::transient(format!("tenant {id} is {} again", state.as_str())));
+            }
+            None => DropOutcome::Gone,
+        })
     }
 
     /// From here on there is no way back, and nobody comes in.
@@ -149,9 +120,7 @@ impl Server {
                     literal(id.as_str())
                 ))
                 .add(close_where(&format!("tenant = {}", literal(id.as_str()))));
-            connection
-                .run(&format!("can't close the logins of tenant {id}"), &script)
-                .await?;
+            connection.run(&format!("can't close the logins of tenant {id}"), &script).await?;
         }
         end_sessions(connection, &logins_of(id)).await.map(drop)
     }
@@ -172,10 +141,7 @@ impl Server {
             )
             .await?;
         let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        let mut elsewhere: Vec<String> = rows
-            .iter()
-            .flat_map(|row| row.get::<_, Vec<String>>(1))
-            .collect();
+        let mut elsewhere: Vec<String> = rows.iter().flat_map(|row| row.get::<_, Vec<String>>(1)).collect();
         elsewhere.sort();
         elsewhere.dedup();
         // A login could enter another database that is open to PUBLIC, and leave a large object.
@@ -183,12 +149,7 @@ impl Server {
             let mut script = Script::new();
             script.add(format!("DROP OWNED BY {} CASCADE", idents(&roles)));
             let mut other = self.connect(database).await?;
-            other
-                .run_unfenced(
-                    &format!("{doing}: what it left in database {database:?} stays"),
-                    &script,
-                )
-                .await?;
+            other.run_unfenced(&format!("{doing}: what it left in database {database:?} stays"), &script).await?;
         }
         let tenant = literal(id.as_str());
         let mut script = Script::new();
@@ -202,9 +163,7 @@ impl Server {
                 .add(format!("DROP ROLE {}", idents(&roles)));
         }
         for table in ["login", "migration", "meter"] {
-            script.add(format!(
-                "DELETE FROM tenantry.{table} WHERE tenant = {tenant}"
-            ));
+            script.add(format!("DELETE FROM tenantry.{table} WHERE tenant = {tenant}"));
         }
         script.add(format!("UPDATE tenantry.tenant SET state = 'Dropped' WHERE id = {tenant} AND state = 'Dropping'"));
         match connection.run(&doing, &script).await {
@@ -237,10 +196,7 @@ async fn thin_out(connection: &mut Connection, id: &TenantId) -> Result<()> {
         }
         let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         let mut script = Script::new();
-        script.add(format!(
-            "DROP TABLE IF EXISTS {} CASCADE",
-            tables.join(", ")
-        ));
+        script.add(format!("DROP TABLE IF EXISTS {} CASCADE", tables.join(", ")));
         connection.run(&doing, &script).await?;
     }
 }

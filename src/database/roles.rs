@@ -31,10 +31,7 @@ impl LoginShape {
         if let Some(time) = milliseconds(settings.max_transaction) {
             runtime.push(("idle_in_transaction_session_timeout", time.to_string()));
         }
-        if let (Some(kilobytes), true) = (
-            kilobytes(settings.temp_file_limit),
-            facts.sets_temp_file_limit,
-        ) {
+        if let (Some(kilobytes), true) = (kilobytes(settings.temp_file_limit), facts.sets_temp_file_limit) {
             runtime.push(("temp_file_limit", kilobytes.to_string()));
         }
         runtime.sort();
@@ -60,18 +57,13 @@ impl LoginShape {
 
     /// The settings as the server keeps them.
     pub(super) fn stored_settings(&self) -> Vec<String> {
-        self.settings
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect()
+        self.settings.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     /// Statements that give the login its settings in a database, and none besides.
     pub(super) fn set(&self, database: &str) -> Vec<String> {
         let (login, database) = (ident(&self.name), ident(database));
-        let mut statements = vec![format!(
-            "ALTER ROLE {login} IN DATABASE {database} RESET ALL"
-        )];
+        let mut statements = vec![format!("ALTER ROLE {login} IN DATABASE {database} RESET ALL")];
         statements.extend(self.give(&login, &database));
         statements
     }
@@ -79,11 +71,7 @@ impl LoginShape {
     /// The same for a login that was just made.
     pub(super) fn set_first(&self, database: &str) -> Vec<String> {
         let mut statements = self.give(&ident(&self.name), &ident(database));
-        statements.push(format!(
-            "COMMENT ON ROLE {} IS {}",
-            ident(&self.name),
-            literal(&self.comment)
-        ));
+        statements.push(format!("COMMENT ON ROLE {} IS {}", ident(&self.name), literal(&self.comment)));
         statements
     }
 
@@ -92,11 +80,7 @@ impl LoginShape {
             .iter()
             .map(|(name, value)| {
                 // A list of names is given as one; quoted, it would be a single name.
-                let value = if *name == "search_path" {
-                    value.clone()
-                } else {
-                    literal(value)
-                };
+                let value = if *name == "search_path" { value.clone() } else { literal(value) };
                 format!("ALTER ROLE {login} IN DATABASE {database} SET {name} = {value}")
             })
             .collect()
@@ -110,11 +94,8 @@ fn comment(id: &TenantId, max_transaction: Option<u64>) -> String {
 
 /// Who is a member of what, as (role, member): `tenants` is the database's role of all tenants.
 pub(super) fn memberships(id: &TenantId, tenants: &str) -> Vec<Membership> {
-    let member = |role: &str, member: &str, options| Membership {
-        role: role.to_owned(),
-        member: member.to_owned(),
-        options,
-    };
+    let member =
+        |role: &str, member: &str, options| Membership { role: role.to_owned(), member: member.to_owned(), options };
     vec![
         member(&id.runtime(), &id.login(Slot::A), INHERITS),
         member(&id.runtime(), &id.login(Slot::B), INHERITS),
@@ -145,11 +126,7 @@ impl Membership {
 /// Milliseconds of a limit, at least one.
 pub(super) fn milliseconds(time: Option<std::time::Duration>) -> Option<u64> {
     // The server's settings are 32 bits wide.
-    time.map(|time| {
-        u64::try_from(time.as_millis())
-            .unwrap_or(u64::MAX)
-            .clamp(1, i32::MAX as u64)
-    })
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, i32::MAX as u64))
 }
 
 /// Kilobytes of a limit, which is how the server counts, rounded up.

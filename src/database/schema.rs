@@ -9,10 +9,7 @@ use super::sql::{Script, ident, literal};
 use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
 
 /// The versions of schema `tenantry`, each a file that is run once. Only ever add to them.
-const VERSIONS: [&str; 2] = [
-    include_str!("sql/001_tables.sql"),
-    include_str!("sql/002_usage.sql"),
-];
+const VERSIONS: [&str; 2] = [include_str!("sql/001_tables.sql"), include_str!("sql/002_usage.sql")];
 const PRIVILEGES: &str = include_str!("sql/003_privileges.sql");
 
 /// What stands between a database and its tenants. All of it false or zero is as it should be.
@@ -29,15 +26,11 @@ const EXPOSED: &str = "
 
 impl DatabaseSpec {
     fn mark(&self) -> DatabaseMark {
-        DatabaseMark {
-            cluster_id: self.cluster_id.clone(),
-            purpose: self.purpose.clone(),
-        }
+        DatabaseMark { cluster_id: self.cluster_id.clone(), purpose: self.purpose.clone() }
     }
 
     fn connection_limit(&self) -> i32 {
-        self.connection_limit
-            .map_or(-1, |limit| i32::try_from(limit).unwrap_or(i32::MAX))
+        self.connection_limit.map_or(-1, |limit| i32::try_from(limit).unwrap_or(i32::MAX))
     }
 }
 
@@ -100,18 +93,16 @@ impl Server {
                     )
                     .await
                     .map_err(|error| match error.sqlstate() {
-                        Some("42P01" | "3F000" | "42501") => error.explained(foreign(name, "it has no record of an owner")),
+                        Some("42P01" | "3F000" | "42501") => {
+                            error.explained(foreign(name, "it has no record of an owner"))
+                        }
                         _ => error,
                     })?;
-                let row = rows.first().ok_or_else(|| {
-                    Error::permanent(foreign(name, "it has no record of an owner"))
-                })?;
+                let row =
+                    rows.first().ok_or_else(|| Error::permanent(foreign(name, "it has no record of an owner")))?;
                 let owner: String = row.get(0);
                 if owner != cluster_id {
-                    return Err(Error::permanent(foreign(
-                        name,
-                        &format!("it belongs to cluster {owner}"),
-                    )));
+                    return Err(Error::permanent(foreign(name, &format!("it belongs to cluster {owner}"))));
                 }
                 let (tenants, unsent): (i64, i64) = (row.get(1), row.get(2));
                 if tenants > 0 || unsent > 0 {
@@ -125,20 +116,10 @@ impl Server {
         }
         self.pool.leave(name);
         let mut admin = self.admin().await?;
-        admin
-            .run_alone(
-                "can't drop the database",
-                &format!("DROP DATABASE IF EXISTS {}", ident(name)),
-            )
-            .await?;
+        admin.run_alone("can't drop the database", &format!("DROP DATABASE IF EXISTS {}", ident(name))).await?;
         let mut script = Script::new();
-        script.add(format!(
-            "DROP ROLE IF EXISTS {}",
-            ident(&tenants_role(name))
-        ));
-        admin
-            .run_unfenced("can't drop the tenants' role of the database", &script)
-            .await?;
+        script.add(format!("DROP ROLE IF EXISTS {}", ident(&tenants_role(name))));
+        admin.run_unfenced("can't drop the tenants' role of the database", &script).await?;
         Ok(())
     }
 
@@ -156,9 +137,7 @@ impl Server {
             Some(row) => (row.get(0), row.get(1)),
             None => {
                 let mut script = Script::new();
-                script
-                    .add(format!("CREATE ROLE {OWNER} NOLOGIN"))
-                    .add(facts.take(OWNER));
+                script.add(format!("CREATE ROLE {OWNER} NOLOGIN")).add(facts.take(OWNER));
                 match admin.run_unfenced(doing, &script).await {
                     Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => {
                         return Err(Error::transient(error.to_string()));
@@ -192,17 +171,14 @@ impl Server {
         self.ensure_owner(&mut admin).await?;
         let name = ident(&spec.name);
         // From template0: nothing that somebody left in template1 becomes every tenant's.
-        let create =
-            format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'");
+        let create = format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'");
         match admin.run_alone("can't make the database", &create).await {
             Err(error) if error.is(&SqlState::DUPLICATE_DATABASE) => {}
             other => other?,
         }
         let mut script = Script::new();
         script.add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"));
-        admin
-            .run_unfenced("can't close the database to PUBLIC", &script)
-            .await?;
+        admin.run_unfenced("can't close the database to PUBLIC", &script).await?;
         Ok(())
     }
 
@@ -240,19 +216,16 @@ impl Server {
             .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
         connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
             if error.is(&SqlState::DUPLICATE_OBJECT) {
-                error.explained(format!("role {role:?} exists already and is nobody's record: drop it, or choose another database name"))
+                error.explained(format!(
+                    "role {role:?} exists already and is nobody's record: drop it, or choose another database name"
+                ))
             } else {
                 error
             }
         })
     }
 
-    async fn upgrade(
-        &self,
-        connection: &mut Connection,
-        spec: &DatabaseSpec,
-        installed: usize,
-    ) -> Result<()> {
+    async fn upgrade(&self, connection: &mut Connection, spec: &DatabaseSpec, installed: usize) -> Result<()> {
         for (at, version) in VERSIONS.iter().enumerate().skip(installed) {
             let mut script = Script::new();
             script.add(format!("SET LOCAL ROLE {OWNER}"));
@@ -263,26 +236,18 @@ impl Server {
             ));
             script.add(*version);
             script.add(privileges(&tenants_role(&spec.name)));
-            connection
-                .run("can't bring schema tenantry up to date", &script)
-                .await?;
+            connection.run("can't bring schema tenantry up to date", &script).await?;
         }
         Ok(())
     }
 
     /// Sees to it that the database is closed to everybody but its tenants, and proves it: a
     /// REVOKE that changes nothing is only a warning.
-    async fn close_to_public(
-        &self,
-        connection: &mut Connection,
-        spec: &DatabaseSpec,
-    ) -> Result<()> {
+    async fn close_to_public(&self, connection: &mut Connection, spec: &DatabaseSpec) -> Result<()> {
         let doing = "can't look at the database's privileges";
         for repaired in [false, true] {
             let rows = connection.query(doing, EXPOSED, &[]).await?;
-            let row = rows
-                .first()
-                .ok_or_else(|| Error::transient("the database has just gone"))?;
+            let row = rows.first().ok_or_else(|| Error::transient("the database has just gone"))?;
             let limit: i32 = row.get(4);
             let wrong: Vec<&str> = [
                 "it does not belong to tenantry_owner",
@@ -312,9 +277,7 @@ impl Server {
                 .add(format!("ALTER DATABASE {name} CONNECTION LIMIT {}", spec.connection_limit()))
                 .add("DO $$ BEGIN IF to_regnamespace('public') IS NOT NULL THEN REVOKE ALL ON SCHEMA public FROM PUBLIC; END IF; END $$")
                 .add("REVOKE ALL ON SCHEMA tenantry FROM PUBLIC");
-            connection
-                .run("can't close the database to PUBLIC", &script)
-                .await?;
+            connection.run("can't close the database to PUBLIC", &script).await?;
         }
         Ok(())
     }
@@ -342,19 +305,12 @@ async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> 
         Err(error) => return Err(error),
     };
     if let Some(row) = rows.first() {
-        let (cluster, kind, object): (String, String, String) =
-            (row.get(0), row.get(1), row.get(2));
+        let (cluster, kind, object): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         if cluster != spec.cluster_id {
-            return Err(Error::permanent(foreign(
-                &spec.name,
-                &format!("it belongs to cluster {cluster}"),
-            )));
+            return Err(Error::permanent(foreign(&spec.name, &format!("it belongs to cluster {cluster}"))));
         }
         if (kind.as_str(), object.as_str()) != (spec.purpose.kind(), spec.purpose.object()) {
-            return Err(Error::permanent(foreign(
-                &spec.name,
-                &format!("it was made for {kind} {object}"),
-            )));
+            return Err(Error::permanent(foreign(&spec.name, &format!("it was made for {kind} {object}"))));
         }
         let version: i32 = row.get(3);
         return Ok(usize::try_from(version).unwrap_or(0));
@@ -373,8 +329,5 @@ async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> 
     if rows.first().is_some_and(|row| row.get(0)) {
         return Ok(0);
     }
-    Err(Error::permanent(foreign(
-        &spec.name,
-        "it has no record of an owner",
-    )))
+    Err(Error::permanent(foreign(&spec.name, "it has no record of an owner")))
 }

@@ -151,10 +151,7 @@ const CHECK: &str = "
 impl Server {
     /// Prepares a server. Nothing is sent yet; a CA that can't be read is an error.
     pub fn new(config: ServerConfig) -> Result<Self> {
-        Ok(Self {
-            pool: Pool::new(config)?,
-            state: Arc::default(),
-        })
+        Ok(Self { pool: Pool::new(config)?, state: Arc::default() })
     }
 
     /// The number that tells this leader from the ones before: the lease's transitions, from 1
@@ -168,12 +165,8 @@ impl Server {
     /// the operator can't do without is an error that names it.
     pub async fn check(&self) -> Result<ServerInfo> {
         let mut connection = self.admin().await?;
-        let rows = connection
-            .query("can't look at the server", CHECK, &[])
-            .await?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::permanent("the admin's role is not in pg_roles"))?;
+        let rows = connection.query("can't look at the server", CHECK, &[]).await?;
+        let row = rows.first().ok_or_else(|| Error::permanent("the admin's role is not in pg_roles"))?;
         let version: i32 = row.get(0);
         let max_connections: i32 = row.get(1);
         let (createdb, createrole, inherit, superuser): (bool, bool, bool, bool) =
@@ -187,14 +180,10 @@ impl Server {
                 version / 10_000
             )));
         }
-        let missing: Vec<&str> = [
-            (createdb, "CREATEDB"),
-            (createrole, "CREATEROLE"),
-            (inherit, "INHERIT"),
-        ]
-        .into_iter()
-        .filter_map(|(has, attribute)| (!has && !superuser).then_some(attribute))
-        .collect();
+        let missing: Vec<&str> = [(createdb, "CREATEDB"), (createrole, "CREATEROLE"), (inherit, "INHERIT")]
+            .into_iter()
+            .filter_map(|(has, attribute)| (!has && !superuser).then_some(attribute))
+            .collect();
         if !missing.is_empty() {
             return Err(Error::permanent(format!(
                 "the admin {name:?} lacks {}; as a superuser run: ALTER ROLE {} {}",
@@ -221,18 +210,9 @@ impl Server {
                 ident(database)
             ));
         }
-        let unsigned =
-            |number: i32| u32::try_from(number).expect("the server says a number above 0");
-        let facts = AdminFacts {
-            name,
-            version: unsigned(version),
-            sets_temp_file_limit,
-        };
-        *self
-            .state
-            .admin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(facts);
+        let unsigned = |number: i32| u32::try_from(number).expect("the server says a number above 0");
+        let facts = AdminFacts { name, version: unsigned(version), sets_temp_file_limit };
+        *self.state.admin.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
         Ok(ServerInfo {
             version: unsigned(version),
             max_connections: unsigned(max_connections),
@@ -257,9 +237,7 @@ impl Server {
             .iter()
             .map(|row| DatabaseRecord {
                 name: row.get(0),
-                mark: row
-                    .get::<_, Option<&str>>(1)
-                    .and_then(DatabaseMark::from_comment),
+                mark: row.get::<_, Option<&str>>(1).and_then(DatabaseMark::from_comment),
             })
             .collect())
     }
@@ -274,10 +252,7 @@ impl Server {
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         let config = &self.pool.config;
-        config.endpoint.clone().unwrap_or_else(|| Endpoint {
-            host: config.host.clone(),
-            port: config.port,
-        })
+        config.endpoint.clone().unwrap_or_else(|| Endpoint { host: config.host.clone(), port: config.port })
     }
 
     /// A connection to the database that the admin enters first.
@@ -296,38 +271,22 @@ impl Server {
             return Ok(facts);
         }
         self.check().await?;
-        self.known_facts()
-            .ok_or_else(|| Error::transient("the server's check was interrupted"))
+        self.known_facts().ok_or_else(|| Error::transient("the server's check was interrupted"))
     }
 
     fn known_facts(&self) -> Option<AdminFacts> {
-        self.state
-            .admin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.state.admin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Marks a tenant as being migrated by this process; `None` if it is already.
     pub(super) fn begin_migration(&self, id: &TenantId) -> Option<Migrating> {
-        let mut migrating = self
-            .state
-            .migrating
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        migrating.insert(id.clone()).then(|| Migrating {
-            state: self.state.clone(),
-            id: id.clone(),
-        })
+        let mut migrating = self.state.migrating.lock().unwrap_or_else(PoisonError::into_inner);
+        migrating.insert(id.clone()).then(|| Migrating { state: self.state.clone(), id: id.clone() })
     }
 
     /// Whether this process is migrating a tenant.
     pub(super) fn is_migrating(&self, id: &TenantId) -> bool {
-        self.state
-            .migrating
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(id)
+        self.state.migrating.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 }
 
@@ -339,11 +298,7 @@ pub(super) struct Migrating {
 
 impl Drop for Migrating {
     fn drop(&mut self) {
-        self.state
-            .migrating
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.id);
+        self.state.migrating.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }
 
@@ -357,8 +312,7 @@ impl DatabaseMark {
     }
 
     fn from_comment(comment: &str) -> Option<Self> {
-        let mark: serde_json::Value =
-            serde_json::from_str(comment.strip_prefix("tenantry ")?).ok()?;
+        let mark: serde_json::Value = serde_json::from_str(comment.strip_prefix("tenantry ")?).ok()?;
         Some(Self {
             cluster_id: mark["cluster"].as_str()?.to_owned(),
             purpose: Purpose::from_parts(mark["kind"].as_str()?, mark["object"].as_str()?)?,
@@ -372,10 +326,7 @@ mod tests {
 
     #[test]
     fn a_mark_survives_the_comment() {
-        let mark = DatabaseMark {
-            cluster_id: "c-1".into(),
-            purpose: Purpose::Pool("crm's".into()),
-        };
+        let mark = DatabaseMark { cluster_id: "c-1".into(), purpose: Purpose::Pool("crm's".into()) };
         assert_eq!(DatabaseMark::from_comment(&mark.comment()), Some(mark));
         assert_eq!(DatabaseMark::from_comment("somebody's own words"), None);
     }

@@ -25,10 +25,7 @@ pub(super) fn optional(text: Option<impl ToString>) -> String {
 
 /// An array of texts.
 pub(super) fn texts<S: AsRef<str>>(items: impl IntoIterator<Item = S>) -> String {
-    let items: Vec<String> = items
-        .into_iter()
-        .map(|item| literal(item.as_ref()))
-        .collect();
+    let items: Vec<String> = items.into_iter().map(|item| literal(item.as_ref())).collect();
     format!("ARRAY[{}]::text[]", items.join(", "))
 }
 
@@ -93,10 +90,7 @@ mod tests {
         let mut script = Script::new();
         script.add("SELECT 1").add("SELECT 2");
         let (text, count) = script.transaction(Some(7));
-        assert_eq!(
-            text,
-            "BEGIN;\nSELECT tenantry.hold_fence(7);\nSELECT 1;\nSELECT 2;\nCOMMIT"
-        );
+        assert_eq!(text, "BEGIN;\nSELECT tenantry.hold_fence(7);\nSELECT 1;\nSELECT 2;\nCOMMIT");
         assert_eq!(count, 5);
     }
 }

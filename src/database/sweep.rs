@@ -127,20 +127,13 @@ impl Server {
     pub async fn sweep(&self, database: &str) -> Result<SweepReport> {
         let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
-        let mut sweep = Sweep {
-            database,
-            facts: &facts,
-            script: Script::new(),
-            report: SweepReport::default(),
-        };
+        let mut sweep = Sweep { database, facts: &facts, script: Script::new(), report: SweepReport::default() };
         let roles = sweep.roles(self, &mut connection).await?;
         sweep.memberships(&mut connection, &roles).await?;
         sweep.grants(&mut connection).await?;
         sweep.missing(&mut connection).await?;
         if !sweep.script.is_empty() {
-            connection
-                .run("can't repair what the sweep found", &sweep.script)
-                .await?;
+            connection.run("can't repair what the sweep found", &sweep.script).await?;
         }
         Ok(sweep.report)
     }
@@ -162,28 +155,16 @@ struct Stored {
 
 impl Sweep<'_> {
     fn repaired(&mut self, id: Option<&TenantId>, what: String) {
-        self.report.repaired.push(Finding {
-            id: id.cloned(),
-            what,
-        });
+        self.report.repaired.push(Finding { id: id.cloned(), what });
     }
 
     fn unrepaired(&mut self, id: &TenantId, what: String) {
-        self.report.unrepaired.push(Finding {
-            id: Some(id.clone()),
-            what,
-        });
+        self.report.unrepaired.push(Finding { id: Some(id.clone()), what });
     }
 
     /// Attributes, settings and marks of all roles. Returns the tenants whose roles are all there.
-    async fn roles(
-        &mut self,
-        server: &Server,
-        connection: &mut Connection,
-    ) -> Result<Vec<TenantId>> {
-        let rows = connection
-            .query("can't look at the tenants' roles", ROLES, &[])
-            .await?;
+    async fn roles(&mut self, server: &Server, connection: &mut Connection) -> Result<Vec<TenantId>> {
+        let rows = connection.query("can't look at the tenants' roles", ROLES, &[]).await?;
         let mut whole: HashMap<TenantId, bool> = HashMap::new();
         for row in &rows {
             let id: TenantId = row.get::<_, &str>(0).parse()?;
@@ -196,16 +177,10 @@ impl Sweep<'_> {
                 self.unrepaired(&id, format!("role {role} is gone"));
             }
             if role == id.owner() && !row.get::<_, bool>(17) {
-                self.unrepaired(
-                    &id,
-                    "its schema is gone, or belongs to somebody else".to_owned(),
-                );
+                self.unrepaired(&id, "its schema is gone, or belongs to somebody else".to_owned());
             }
         }
-        let mut whole: Vec<TenantId> = whole
-            .into_iter()
-            .filter_map(|(id, whole)| whole.then_some(id))
-            .collect();
+        let mut whole: Vec<TenantId> = whole.into_iter().filter_map(|(id, whole)| whole.then_some(id)).collect();
         whole.sort();
         Ok(whole)
     }
@@ -221,9 +196,7 @@ impl Sweep<'_> {
         if row.get(13) {
             self.unrepaired(
                 id,
-                format!(
-                    "role {role} has an attribute such as CREATEROLE; as a superuser take it away"
-                ),
+                format!("role {role} has an attribute such as CREATEROLE; as a superuser take it away"),
             );
         }
         if !row.get::<_, bool>(14) {
@@ -232,55 +205,27 @@ impl Sweep<'_> {
         }
         // A migration that this process does not run was cut off: its login is closed.
         if role == id.migrator() && login_state == Some("Pending") && !server.is_migrating(id) {
-            self.repaired(
-                Some(id),
-                format!("login {role} was open although no migration runs"),
-            );
-            let version = row
-                .get::<_, &str>(9)
-                .split_once('/')
-                .map_or("", |(_, login)| login);
-            self.script.add(close_where(&format!(
-                "name = {} AND xmin::text = {}",
-                literal(role),
-                literal(version)
-            )));
+            self.repaired(Some(id), format!("login {role} was open although no migration runs"));
+            let version = row.get::<_, &str>(9).split_once('/').map_or("", |(_, login)| login);
+            self.script.add(close_where(&format!("name = {} AND xmin::text = {}", literal(role), literal(version))));
             return;
         }
         let suspended = row.get::<_, bool>(3) && role != id.migrator();
         let should = live && !suspended && login_state.is_some_and(|state| state != "Closed");
         let can: bool = row.get(11);
         if can != should {
-            self.repaired(
-                Some(id),
-                format!(
-                    "role {role} {} log in",
-                    if can { "could" } else { "could not" }
-                ),
-            );
-            fixes.push(format!(
-                "ALTER ROLE {name} {}",
-                if should { "LOGIN" } else { "NOLOGIN" }
-            ));
+            self.repaired(Some(id), format!("role {role} {} log in", if can { "could" } else { "could not" }));
+            fixes.push(format!("ALTER ROLE {name} {}", if should { "LOGIN" } else { "NOLOGIN" }));
         }
         if let Some(shape) = shape {
             let limit: i32 = row.get(12);
             if i64::from(limit) != i64::from(shape.connection_limit) {
-                self.repaired(
-                    Some(id),
-                    format!("role {role} had a connection limit of {limit}"),
-                );
-                fixes.push(format!(
-                    "ALTER ROLE {name} CONNECTION LIMIT {}",
-                    shape.connection_limit
-                ));
+                self.repaired(Some(id), format!("role {role} had a connection limit of {limit}"));
+                fixes.push(format!("ALTER ROLE {name} CONNECTION LIMIT {}", shape.connection_limit));
             }
             if row.get::<_, Option<&str>>(15) != Some(shape.comment.as_str()) {
                 self.repaired(Some(id), format!("role {role} had another comment"));
-                fixes.push(format!(
-                    "COMMENT ON ROLE {name} IS {}",
-                    literal(&shape.comment)
-                ));
+                fixes.push(format!("COMMENT ON ROLE {name} IS {}", literal(&shape.comment)));
             }
         }
         fixes.extend(self.settings(id, role, shape, row));
@@ -290,23 +235,13 @@ impl Sweep<'_> {
     }
 
     /// Statements that bring a role's settings to what they should be, in this database and in all.
-    fn settings(
-        &mut self,
-        id: &TenantId,
-        role: &str,
-        shape: Option<&LoginShape>,
-        row: &Row,
-    ) -> Vec<String> {
+    fn settings(&mut self, id: &TenantId, role: &str, shape: Option<&LoginShape>, row: &Row) -> Vec<String> {
         let name = ident(role);
         let stored: Vec<Stored> = row
             .get::<_, Option<serde_json::Value>>(16)
             .and_then(|value| serde_json::from_value(value).ok())
             .unwrap_or_default();
-        let wanted: BTreeSet<String> = shape
-            .map(LoginShape::stored_settings)
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
+        let wanted: BTreeSet<String> = shape.map(LoginShape::stored_settings).unwrap_or_default().into_iter().collect();
         let mut fixes = Vec::new();
         let mut here = BTreeSet::new();
         for stored in stored {
@@ -315,36 +250,21 @@ impl Sweep<'_> {
                 Some(database) => {
                     self.repaired(
                         Some(id),
-                        format!(
-                            "role {role} had settings in database {database:?}: {}",
-                            stored.settings.join(", ")
-                        ),
+                        format!("role {role} had settings in database {database:?}: {}", stored.settings.join(", ")),
                     );
-                    fixes.push(format!(
-                        "ALTER ROLE {name} IN DATABASE {} RESET ALL",
-                        ident(&database)
-                    ));
+                    fixes.push(format!("ALTER ROLE {name} IN DATABASE {} RESET ALL", ident(&database)));
                 }
                 None => {
                     self.repaired(
                         Some(id),
-                        format!(
-                            "role {role} had settings of its own: {}",
-                            stored.settings.join(", ")
-                        ),
+                        format!("role {role} had settings of its own: {}", stored.settings.join(", ")),
                     );
                     fixes.push(format!("ALTER ROLE {name} RESET ALL"));
                 }
             }
         }
         if here != wanted {
-            let list = |items: Vec<&String>| {
-                items
-                    .iter()
-                    .map(|item| item.as_str())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
+            let list = |items: Vec<&String>| items.iter().map(|item| item.as_str()).collect::<Vec<_>>().join(", ");
             self.repaired(
                 Some(id),
                 format!(
@@ -355,23 +275,14 @@ impl Sweep<'_> {
             );
             match shape {
                 Some(shape) => fixes.extend(shape.set(self.database)),
-                None => fixes.push(format!(
-                    "ALTER ROLE {name} IN DATABASE {} RESET ALL",
-                    ident(self.database)
-                )),
+                None => fixes.push(format!("ALTER ROLE {name} IN DATABASE {} RESET ALL", ident(self.database))),
             }
         }
         fixes
     }
 
-    async fn memberships(
-        &mut self,
-        connection: &mut Connection,
-        tenants: &[TenantId],
-    ) -> Result<()> {
-        let rows = connection
-            .query("can't look at memberships", MEMBERSHIPS, &[])
-            .await?;
+    async fn memberships(&mut self, connection: &mut Connection, tenants: &[TenantId]) -> Result<()> {
+        let rows = connection.query("can't look at memberships", MEMBERSHIPS, &[]).await?;
         let group = tenants_role(self.database);
         let mut missing: HashMap<(String, String), (TenantId, String)> = HashMap::new();
         for id in tenants {
@@ -382,16 +293,12 @@ impl Sweep<'_> {
         }
         let expected: BTreeSet<(String, String)> = missing.keys().cloned().collect();
         for row in &rows {
-            let (role, member, grantor): (String, String, String) =
-                (row.get(0), row.get(1), row.get(2));
+            let (role, member, grantor): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let (key, admin) = ((role, member), row.get::<_, bool>(3));
             missing.remove(&key);
             let (role, member) = key;
             let known = expected.contains(&(role.clone(), member.clone()));
-            let id = tenants
-                .iter()
-                .find(|id| id.roles().contains(&role) || id.roles().contains(&member))
-                .cloned();
+            let id = tenants.iter().find(|id| id.roles().contains(&role) || id.roles().contains(&member)).cloned();
             // What belongs to a tenant that is just being made or dropped is not judged here.
             if known && !admin || !known && id.is_none() && role != OWNER && member != OWNER {
                 continue;
@@ -404,16 +311,9 @@ impl Sweep<'_> {
             let option = if known { "ADMIN OPTION FOR " } else { "" };
             self.repaired(
                 id.as_ref(),
-                format!(
-                    "{member} was a member of {role}{}",
-                    if known { " with ADMIN OPTION" } else { "" }
-                ),
+                format!("{member} was a member of {role}{}", if known { " with ADMIN OPTION" } else { "" }),
             );
-            self.script.add(format!(
-                "REVOKE {option}{} FROM {}{by}",
-                ident(&role),
-                ident(&member)
-            ));
+            self.script.add(format!("REVOKE {option}{} FROM {}{by}", ident(&role), ident(&member)));
         }
         let mut missing: Vec<_> = missing.into_iter().collect();
         missing.sort_by(|one, other| one.0.cmp(&other.0));
@@ -425,37 +325,25 @@ impl Sweep<'_> {
     }
 
     async fn grants(&mut self, connection: &mut Connection) -> Result<()> {
-        let rows = connection
-            .query("can't look at privileges", GRANTS, &[])
-            .await?;
+        let rows = connection.query("can't look at privileges", GRANTS, &[]).await?;
         for row in &rows {
             let id: Option<TenantId> = row.get::<_, Option<&str>>(0).map(str::parse).transpose()?;
-            let (kind, object, privilege): (String, String, String) =
-                (row.get(1), row.get(2), row.get(3));
+            let (kind, object, privilege): (String, String, String) = (row.get(1), row.get(2), row.get(3));
             let grantee: Option<String> = row.get(4);
             let who = grantee.as_deref().unwrap_or("PUBLIC");
-            self.repaired(
-                id.as_ref(),
-                format!("{who} had {privilege} on {} {object}", kind.to_lowercase()),
-            );
+            self.repaired(id.as_ref(), format!("{who} had {privilege} on {} {object}", kind.to_lowercase()));
             let object = match kind.as_str() {
                 "SCHEMA" | "DATABASE" => ident(&object),
                 _ => object,
             };
-            let to = grantee
-                .as_deref()
-                .map_or_else(|| "PUBLIC".to_owned(), ident);
-            self.script.add(format!(
-                "REVOKE {privilege} ON {kind} {object} FROM {to} CASCADE"
-            ));
+            let to = grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), ident);
+            self.script.add(format!("REVOKE {privilege} ON {kind} {object} FROM {to} CASCADE"));
         }
         Ok(())
     }
 
     async fn missing(&mut self, connection: &mut Connection) -> Result<()> {
-        let rows = connection
-            .query("can't look for missing privileges", MISSING, &[])
-            .await?;
+        let rows = connection.query("can't look for missing privileges", MISSING, &[]).await?;
         let (mut usage, mut own) = (Vec::new(), Vec::new());
         for row in &rows {
             match row.get::<_, Option<&str>>(0) {
@@ -464,27 +352,13 @@ impl Sweep<'_> {
             }
         }
         for id in usage {
-            self.repaired(
-                Some(&id),
-                format!("{} had no USAGE on its schema", id.runtime()),
-            );
-            self.script.add(format!(
-                "GRANT USAGE ON SCHEMA {} TO {}",
-                ident(id.schema()),
-                ident(&id.runtime())
-            ));
+            self.repaired(Some(&id), format!("{} had no USAGE on its schema", id.runtime()));
+            self.script.add(format!("GRANT USAGE ON SCHEMA {} TO {}", ident(id.schema()), ident(&id.runtime())));
         }
         if !own.is_empty() {
-            self.repaired(
-                None,
-                format!("tenants lacked privileges: {}", own.join(", ")),
-            );
+            self.repaired(None, format!("tenants lacked privileges: {}", own.join(", ")));
             let tenants = tenants_role(self.database);
-            self.script.add(format!(
-                "GRANT CONNECT ON DATABASE {} TO {}",
-                ident(self.database),
-                ident(&tenants)
-            ));
+            self.script.add(format!("GRANT CONNECT ON DATABASE {} TO {}", ident(self.database), ident(&tenants)));
             self.script.add(privileges(&tenants));
         }
         Ok(())
@@ -506,20 +380,12 @@ fn if_unchanged(id: &TenantId, version: &str, role: &str, statement: &str) -> St
             literal(login)
         );
     }
-    format!(
-        "DO {}",
-        literal(&format!(
-            "BEGIN {condition}; IF FOUND THEN {statement}; END IF; END"
-        ))
-    )
+    format!("DO {}", literal(&format!("BEGIN {condition}; IF FOUND THEN {statement}; END IF; END")))
 }
 
 /// As much of the settings as decides what a role is like.
 fn settings(row: &Row) -> TenantSettings {
-    let natural = |at: usize| {
-        row.get::<_, Option<i64>>(at)
-            .and_then(|number| u64::try_from(number).ok())
-    };
+    let natural = |at: usize| row.get::<_, Option<i64>>(at).and_then(|number| u64::try_from(number).ok());
     TenantSettings {
         plan: String::new(),
         plan_revision: String::new(),

@@ -12,19 +12,14 @@ use super::schema::tenants_role;
 use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, idents, literal, optional};
 use super::types::{
-    IssuedLogin, LoginRecord, LoginState, Overlap, TenantRecord, TenantSettings, TenantSpec,
-    TenantState,
+    IssuedLogin, LoginRecord, LoginState, Overlap, TenantRecord, TenantSettings, TenantSpec, TenantState,
 };
 
 impl Server {
     /// Makes a tenant: roles, schema, privileges, settings, record and a first login, in one
     /// transaction. If the same Tenant's record is there already, its settings are applied
     /// and a login is issued. Anything of another owner's is a permanent error.
-    pub async fn create_tenant(
-        &self,
-        database: &str,
-        spec: &TenantSpec,
-    ) -> Result<(TenantRecord, IssuedLogin)> {
+    pub async fn create_tenant(&self, database: &str, spec: &TenantSpec) -> Result<(TenantRecord, IssuedLogin)> {
         let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
         let password = Password::random();
@@ -32,21 +27,14 @@ impl Server {
         let doing = format!("can't make tenant {}", spec.id);
         match connection.run(&doing, &script).await {
             Ok(_) => {
-                let login = IssuedLogin {
-                    slot: Slot::A,
-                    username: spec.id.login(Slot::A),
-                    password,
-                };
+                let login = IssuedLogin { slot: Slot::A, username: spec.id.login(Slot::A), password };
                 Ok((fresh_record(spec, &login), login))
             }
             Err(error) if is_there_already(&error) => {
                 resumable(&mut connection, spec, error).await?;
                 drop(connection);
-                self.apply_settings(database, &spec.id, &spec.settings)
-                    .await?;
-                let login = self
-                    .issue_login(database, &spec.id, Overlap::Respect)
-                    .await?;
+                self.apply_settings(database, &spec.id, &spec.settings).await?;
+                let login = self.issue_login(database, &spec.id, Overlap::Respect).await?;
                 let record = read_live(&mut self.connect(database).await?, &spec.id).await?;
                 Ok((record, login))
             }
@@ -56,12 +44,7 @@ impl Server {
 
     /// Brings a live tenant's settings to what is given. A change of plan holds for its next
     /// `record_usage`. Returns whether there was anything to do.
-    pub async fn apply_settings(
-        &self,
-        database: &str,
-        id: &TenantId,
-        settings: &TenantSettings,
-    ) -> Result<bool> {
+    pub async fn apply_settings(&self, database: &str, id: &TenantId, settings: &TenantSettings) -> Result<bool> {
         let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
         let record = read_live(&mut connection, id).await?;
@@ -85,10 +68,7 @@ impl Server {
         for (before, shape) in before.iter().zip(LoginShape::of(id, &wanted, &facts)) {
             let login = ident(&shape.name);
             if before.connection_limit != shape.connection_limit {
-                script.add(format!(
-                    "ALTER ROLE {login} CONNECTION LIMIT {}",
-                    shape.connection_limit
-                ));
+                script.add(format!("ALTER ROLE {login} CONNECTION LIMIT {}", shape.connection_limit));
             }
             if before.settings != shape.settings {
                 for statement in shape.set(database) {
@@ -96,10 +76,7 @@ impl Server {
                 }
             }
             if before.comment != shape.comment {
-                script.add(format!(
-                    "COMMENT ON ROLE {login} IS {}",
-                    literal(&shape.comment)
-                ));
+                script.add(format!("COMMENT ON ROLE {login} IS {}", literal(&shape.comment)));
             }
         }
         if record.settings.suspended != wanted.suspended {
@@ -109,9 +86,7 @@ impl Server {
             }
             script.add(format!("ALTER ROLE {} NOLOGIN", ident(&id.migrator())));
         }
-        connection
-            .run(&format!("can't apply the settings of tenant {id}"), &script)
-            .await?;
+        connection.run(&format!("can't apply the settings of tenant {id}"), &script).await?;
         if wanted.suspended {
             end_sessions(&mut connection, &logins_of(id)).await?;
         }
@@ -124,11 +99,7 @@ fn creation(database: &str, spec: &TenantSpec, facts: &AdminFacts, password: &Pa
     let id = &spec.id;
     let settings = normal(&spec.settings);
     let (owner, runtime, schema) = (ident(&id.owner()), ident(&id.runtime()), ident(id.schema()));
-    let can_login = if settings.suspended {
-        "NOLOGIN"
-    } else {
-        "LOGIN"
-    };
+    let can_login = if settings.suspended { "NOLOGIN" } else { "LOGIN" };
     let limit = settings.connection_limit;
     let mut script = Script::new();
     script
@@ -204,17 +175,13 @@ fn columns(settings: &TenantSettings) -> String {
 
 /// Settings as they come back from the record: in the units that the server keeps.
 fn normal(settings: &TenantSettings) -> TenantSettings {
-    let microsecond =
-        i64::try_from(settings.period_anchor.as_nanosecond().div_euclid(1_000)).unwrap_or(0);
+    let microsecond = i64::try_from(settings.period_anchor.as_nanosecond().div_euclid(1_000)).unwrap_or(0);
     TenantSettings {
         connection_limit: settings.connection_limit.min(100_000),
         temp_file_limit: kilobytes(settings.temp_file_limit).map(|kilobytes| kilobytes * 1024),
-        statement_timeout: milliseconds(settings.statement_timeout)
-            .map(std::time::Duration::from_millis),
-        max_transaction: milliseconds(settings.max_transaction)
-            .map(std::time::Duration::from_millis),
-        period_anchor: jiff::Timestamp::from_microsecond(microsecond)
-            .unwrap_or(settings.period_anchor),
+        statement_timeout: milliseconds(settings.statement_timeout).map(std::time::Duration::from_millis),
+        max_transaction: milliseconds(settings.max_transaction).map(std::time::Duration::from_millis),
+        period_anchor: jiff::Timestamp::from_microsecond(microsecond).unwrap_or(settings.period_anchor),
         ..settings.clone()
     }
 }
@@ -241,13 +208,9 @@ fn fresh_record(spec: &TenantSpec, login: &IssuedLogin) -> TenantRecord {
 }
 
 fn is_there_already(error: &Error) -> bool {
-    [
-        SqlState::UNIQUE_VIOLATION,
-        SqlState::DUPLICATE_OBJECT,
-        SqlState::DUPLICATE_SCHEMA,
-    ]
-    .iter()
-    .any(|state| error.is(state))
+    [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_OBJECT, SqlState::DUPLICATE_SCHEMA]
+        .iter()
+        .any(|state| error.is(state))
 }
 
 /// Whether what stood in the way is this very Tenant's own record; else an error that says whose.
@@ -283,9 +246,8 @@ async fn resumable(connection: &mut Connection, spec: &TenantSpec, error: Error)
         )));
     }
     let text = error.to_string();
-    Err(error.explained(format!(
-        "{text}; it has no record here, so it is somebody else's and stays: rename or remove it"
-    )))
+    Err(error
+        .explained(format!("{text}; it has no record here, so it is somebody else's and stays: rename or remove it")))
 }
 
 /// The three logins of a tenant.
@@ -319,8 +281,5 @@ pub(super) async fn end_sessions(connection: &mut Connection, logins: &[String])
         }
         ended += rows.len();
     }
-    Err(Error::transient(format!(
-        "sessions of {} do not end",
-        logins.join(", ")
-    )))
+    Err(Error::transient(format!("sessions of {} do not end", logins.join(", "))))
 }

@@ -26,14 +26,11 @@ impl Connector {
         };
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            let certificate = certificate.map_err(|error| {
-                Error::permanent(format!("the server's CA is not PEM: {error}"))
-            })?;
-            roots.add(certificate).map_err(|error| {
-                Error::permanent(format!(
-                    "the server's CA holds no usable certificate: {error}"
-                ))
-            })?;
+            let certificate =
+                certificate.map_err(|error| Error::permanent(format!("the server's CA is not PEM: {error}")))?;
+            roots
+                .add(certificate)
+                .map_err(|error| Error::permanent(format!("the server's CA holds no usable certificate: {error}")))?;
         }
         if roots.is_empty() {
             return Err(Error::permanent(
@@ -71,19 +68,13 @@ pub(super) fn explain(host: &str, port: u16, user: &str, error: &tokio_postgres:
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref)
             .map_or(inner, |wrapped| wrapped as &(dyn StdError + 'static));
-        if let Some(rustls::Error::InvalidCertificate(reason)) =
-            inner.downcast_ref::<rustls::Error>()
-        {
+        if let Some(rustls::Error::InvalidCertificate(reason)) = inner.downcast_ref::<rustls::Error>() {
             let what = match reason {
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    "its certificate is not signed by the given CA; give the CA that signed it"
-                        .to_owned()
+                    "its certificate is not signed by the given CA; give the CA that signed it".to_owned()
                 }
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. } => {
-                    format!(
-                        "its certificate is not for the name {host}; use a name that it carries"
-                    )
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                    format!("its certificate is not for the name {host}; use a name that it carries")
                 }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                     "its certificate has expired; renew it".to_owned()

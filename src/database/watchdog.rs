@@ -28,18 +28,12 @@ impl Server {
     /// One statement for the whole server: ends tenants' sessions whose transaction is older than
     /// their `max_transaction`, or whose login was closed.
     pub async fn watchdog(&self) -> Result<Vec<EndedSession>> {
-        let rows = self
-            .admin()
-            .await?
-            .query("can't watch over transactions", ROUND, &[])
-            .await?;
+        let rows = self.admin().await?.query("can't watch over transactions", ROUND, &[]).await?;
         rows.iter()
             .map(|row| {
                 let reason = if row.get(4) {
                     let milliseconds: f64 = row.get(3);
-                    EndReason::LongTransaction(
-                        Duration::try_from_secs_f64(milliseconds / 1000.0).unwrap_or_default(),
-                    )
+                    EndReason::LongTransaction(Duration::try_from_secs_f64(milliseconds / 1000.0).unwrap_or_default())
                 } else {
                     EndReason::LoginClosed
                 };

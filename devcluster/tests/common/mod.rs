@@ -36,9 +36,7 @@ impl Helper {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let up = lines
-            .map_while(Result::ok)
-            .any(|line| line == "helper is up");
+        let up = lines.map_while(Result::ok).any(|line| line == "helper is up");
         assert!(up, "the helper ended: {:?}", child.wait());
         let pids = std::fs::read_to_string(dir.join("helper-pids")).unwrap();
         let roots = pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
@@ -75,10 +73,7 @@ pub(crate) fn wait_until_gone(pids: &[u32]) {
             println!("all were gone after {:?}", start.elapsed());
             return;
         }
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "still there: {left:?}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "still there: {left:?}");
         std::thread::yield_now();
     }
 }
