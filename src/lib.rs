@@ -3,9 +3,13 @@
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
 //! what stands before it in the line api, desired, cluster and database, controller and
-//! agent; a test holds them to it.
+//! agent and web; a test holds them to it.
 
 pub mod agent;
 pub mod api;
+pub mod cluster;
+pub mod controller;
 pub mod crds;
+pub mod database;
 pub mod desired;
+pub mod web;

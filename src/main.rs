@@ -1,24 +1,104 @@
 //! The `tenantry` program: one binary, one subcommand for each of its parts.
 
-use clap::{Parser, Subcommand};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use kube::{Client, Config};
+use tenantry::{agent, controller, crds, web::Web};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+/// The longest that the API server may be silent on a watch before it counts as dead: longer
+/// than the time after which the API server itself ends one.
+const WATCH_SILENCE: Duration = Duration::from_secs(300);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
 #[command(name = "tenantry", version, propagate_version = true)]
 struct Cli {
+    /// What is logged: a level, or levels by module (see tracing-subscriber's EnvFilter)
+    #[arg(long, env = "TENANTRY_LOG", default_value = "info", global = true)]
+    log: String,
+    /// How it is logged
+    #[arg(long, env = "TENANTRY_LOG_FORMAT", default_value = "text", global = true)]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the CustomResourceDefinitions, write them to files, or print their reference.
-    Crds(tenantry::crds::Args),
+    /// Run the operator: bring cluster and databases to what Tenants, Plans and the others say
+    Operator(controller::OperatorArgs),
+    /// Keep the tenants' Secrets of a namespace as files, for the containers beside
+    Agent(agent::Args),
+    /// Print the CustomResourceDefinitions, write them to files, or print their reference
+    Crds(crds::Args),
 }
 
 fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Command::Crds(args) => tenantry::crds::run(&args)?,
+    let cli = Cli::parse();
+    start_log(&cli)?;
+    match cli.command {
+        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args)),
+        Command::Agent(args) => {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?)
+        }
+        Command::Crds(args) => Ok(crds::run(&args)?),
+    }
+}
+
+fn start_log(cli: &Cli) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?}", cli.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
+    let web = Web::bind(args.listen).await?;
+    let mut config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
+    // The controllers retry by themselves, later and later; the client's own retries would
+    // hold a slot for minutes.
+    config.default_retry = false;
+    config.read_timeout = Some(WATCH_SILENCE);
+    let client = Client::try_from(config).context("prepare a client")?;
+    let (operator, running) = controller::start(args, client).await?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(web.serve(operator, async {
+        // The sender goes with this function, which ends the server as well.
+        let _ = stopped.await;
+    }));
+    let end = ended()?;
+    tokio::select! {
+        () = end => tracing::info!("ending"),
+        () = running => anyhow::bail!("the operator's queues ended by themselves"),
+    }
+    drop(stop);
+    serving.await?
+}
+
+/// Ready when the process is asked to end.
+fn ended() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }

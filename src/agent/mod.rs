@@ -13,6 +13,7 @@
 //! * **A folder that is open is one version.** Open `hosts/HOST` once (or resolve it once, `realpath`) and read the files
 //!   below *that*: they belong together, and stay for [`Options::linger`] after they were replaced. Opening
 //!   `hosts/HOST/username` and then `hosts/HOST/password` is two resolutions, with a change possible between them.
+//! * **A changed file is a new file**: inode or modification time differ. To notice a rotation, compare these with each use.
 //! * A file that can't be opened because it isn't there means that no such tenant or host is known, now.
 //! * Names that begin with a dot are the agent's own.
 //!

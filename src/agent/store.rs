@@ -73,6 +73,9 @@ pub struct Store {
     verified: BTreeSet<Version>,
     /// Versions that nothing leads to, and when they go.
     retired: BTreeMap<Version, Instant>,
+    /// Where each key was written last. Most of what tenants of a pool have is the same (server, port, authority), and takes
+    /// its room once where files share it by hard links.
+    latest: BTreeMap<String, PathBuf>,
     linger: Duration,
     unfinished: u64,
     /// Held until the process ends.
@@ -100,6 +103,7 @@ impl Store {
             disk: Disk::default(),
             verified: BTreeSet::new(),
             retired: BTreeMap::new(),
+            latest: BTreeMap::new(),
             linger,
             unfinished: 0,
             _lock: lock,
@@ -172,6 +176,7 @@ impl Store {
             self.discard(version).inspect_err(|_| self.tidy(&fresh))?;
         }
         fs::rename(&fresh, &path).at("complete", &path).inspect_err(|_| self.tidy(&fresh))?;
+        self.latest.extend(files.keys().map(|key| (key.clone(), path.join(key))));
         self.disk.versions.insert(version.clone());
         self.verified.insert(version.clone());
         Ok(true)
@@ -239,9 +244,19 @@ impl Store {
     fn write(&mut self, files: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf, StoreError> {
         let folder = self.unfinished_path();
         make_folder(&folder)
-            .and_then(|()| files.iter().try_for_each(|(key, content)| write_file(&folder.join(key), content)))
+            .and_then(|()| files.iter().try_for_each(|(key, content)| self.write_or_share(&folder, key, content)))
             .inspect_err(|_| self.tidy(&folder))?;
         Ok(folder)
+    }
+
+    fn write_or_share(&self, folder: &Path, key: &str, content: &[u8]) -> Result<(), StoreError> {
+        let path = folder.join(key);
+        let same = |other: &&PathBuf| fs::read(other).is_ok_and(|read| read == content);
+        match self.latest.get(key).filter(same).map(|other| fs::hard_link(other, &path)) {
+            Some(Ok(())) => Ok(()),
+            // Not every file system has hard links, or any number of them.
+            Some(Err(_)) | None => write_file(&path, content),
+        }
     }
 
     fn drop_retired(&mut self) -> bool {

@@ -125,3 +125,34 @@ fn what_an_earlier_run_left_unfinished_goes_what_it_published_stays() {
     assert!(!dir.path().join(STATUS).exists());
     assert_eq!(fs::read(dir.path().join("tenants/acme/password")).unwrap(), b"one");
 }
+
+#[test]
+fn what_tenants_have_in_common_takes_its_room_once() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let with_authority = |password: &str| {
+        let mut files = files(password);
+        files.insert("ca.crt".into(), b"authority".to_vec());
+        files
+    };
+    let mut versions = Vec::new();
+    for tenant in ["a", "b"] {
+        let files = with_authority(tenant);
+        versions.push(Version::of(tenant, &files));
+        store.put(&versions[versions.len() - 1], &files).unwrap();
+    }
+    let inode = |version: &Version, key: &str| {
+        fs::metadata(dir.path().join(VERSIONS).join(version.as_str()).join(key)).unwrap().ino()
+    };
+    assert_eq!(inode(&versions[0], "ca.crt"), inode(&versions[1], "ca.crt"));
+    assert_ne!(inode(&versions[0], "uri"), inode(&versions[1], "uri"));
+
+    // One that goes takes nothing from the other.
+    store.apply(&Operation::Retire { version: versions[1].clone() }, Instant::now()).unwrap();
+    store.sweep(Instant::now() + Duration::from_secs(61)).unwrap();
+    let files = with_authority("c");
+    store.put(&Version::of("c", &files), &files).unwrap();
+    let left = dir.path().join(VERSIONS).join(versions[0].as_str()).join("ca.crt");
+    assert_eq!(fs::read(left).unwrap(), b"authority");
+}

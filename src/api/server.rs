@@ -27,10 +27,14 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("a DatabaseServer's name has at most 63 characters, lower-case letters, digits and '-', and begins and ends with a letter or digit"),
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.tls)").message("tls is missing: name the Secret with the server's CA certificates in tls.caSecret"),
+)]
 pub struct DatabaseServerSpec {
     /// How the operator connects.
     pub admin: AdminConnection,
-    /// TLS of every connection; verified against the system's roots when left out.
+    /// TLS of every connection. Required; optional in the schema so that its absence gets a
+    /// message that says what to write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
     /// Where tenants connect, if not where the operator does (a pooler, say).
@@ -74,12 +78,14 @@ pub struct AdminConnection {
 /// TLS of the connections to a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.mode == 'Disable' || has(self.caSecret)").message("tls.caSecret is missing: name the Secret with the server's CA certificates (key ca.crt)"),
+)]
 pub struct Tls {
     /// VerifyFull when left out.
     #[serde(default)]
     pub mode: TlsMode,
-    /// A Secret of the operator's namespace whose key `ca.crt` has the certificates to
-    /// trust; the system's roots when left out.
+    /// A Secret of the operator's namespace whose key `ca.crt` has the certificates to trust.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret: Option<super::LocalReference>,
 }

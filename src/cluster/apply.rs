@@ -61,6 +61,11 @@ impl<S: Clone + PartialEq> Cluster<S> {
         &self.children
     }
 
+    /// The same, for the watches that keep it up to date.
+    pub fn shared_children(&self) -> Arc<Children<S>> {
+        Arc::clone(&self.children)
+    }
+
     /// The client, for the resources of the group and for watches.
     pub fn client(&self) -> &Client {
         &self.client
@@ -71,8 +76,16 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// [`Error::Foreign`] where an object of that name is there that we didn't make.
     pub async fn apply(&self, object: &Object) -> Result<Applied> {
+        self.apply_as(object, desired_hash(&object.body)).await
+    }
+
+    /// The same, where the caller knows the desired object by a hash of its own: one that can
+    /// be had without what is secret in it.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_as(&self, object: &Object, hash: u64) -> Result<Applied> {
         let key = Key::of(object);
-        let hash = desired_hash(&object.body);
         match self.children.observe(&key, hash) {
             Observed::InSync => return Ok(Applied::Unchanged),
             Observed::Absent => match self.create(&key, &object.body).await? {

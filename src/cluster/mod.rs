@@ -13,4 +13,4 @@ pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use drift::{Drift, Path, compare, is_ours};
 pub use error::{Error, ErrorClass, Result};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
-pub use watch::{Change, reflect, watch_children};
+pub use watch::{Change, events, reflect, watch_children};

@@ -52,9 +52,9 @@ where
 {
     let store = writer.as_reader();
     let kind = <K as Resource>::kind(&()).into_owned();
-    let mut events = stream(api, config, kind);
+    let mut changes = events(api, config, kind);
     let mut before: Vec<Arc<K>> = Vec::new();
-    while let Some(event) = events.next().await {
+    while let Some(event) = changes.next().await {
         match &event {
             Event::Init => before = store.state(),
             Event::InitApply(_) => {}
@@ -120,9 +120,9 @@ pub async fn watch_children<S>(
         None => Api::all_with(client, &resource),
     };
     let config = watcher::Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
-    let mut events = stream(api, config, kind.to_string());
+    let mut changes = events(api, config, kind.to_string());
     let mut listed = HashSet::new();
-    while let Some(event) = events.next().await {
+    while let Some(event) = changes.next().await {
         match event {
             Event::Init => listed.clear(),
             Event::InitApply(object) => {
@@ -159,7 +159,7 @@ fn key_of(kind: Kind, object: &DynamicObject) -> Key {
 }
 
 /// A watch that goes on after errors, with backoff, and says so in the log.
-fn stream<K>(api: Api<K>, config: watcher::Config, kind: String) -> impl Stream<Item = Event<K>> + Unpin
+pub fn events<K>(api: Api<K>, config: watcher::Config, kind: String) -> impl Stream<Item = Event<K>> + Unpin
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash,

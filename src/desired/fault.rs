@@ -22,6 +22,12 @@ impl Fault {
     pub fn new(reason: Reason, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { reason, path: path.into(), message: message.into() }
     }
+
+    /// The same fault, for somebody who looks at another object.
+    #[must_use]
+    pub fn within(self, kind: &str, name: &str) -> Self {
+        Self { path: format!("{kind} {name}: {}", self.path), ..self }
+    }
 }
 
 impl fmt::Display for Fault {

@@ -4,25 +4,36 @@
 //! the same objects, byte for byte, so that "nothing changed" can be seen by comparing.
 
 pub mod availability;
+mod checks;
 mod clean;
+mod component;
 mod fault;
+mod faults;
 pub mod hosts;
 mod kind;
 pub mod limits;
+mod namespace;
 pub mod naming;
+mod network;
 mod object;
+mod peers;
 pub mod placement;
+mod pod;
 mod pool;
+mod quantity;
+mod restricted;
 mod route;
+mod sidecar;
+mod template;
 mod tenant;
 mod validate;
 
+pub use checks::find_time_zone;
 pub use fault::{Fault, join_faults};
+pub use faults::{application_faults, pool_faults, server_faults};
 pub use kind::Kind;
 pub use object::Object;
-pub use pool::{PoolInput, PoolObjects, Settings, SharedContent, pool_capacity, pool_objects};
+pub use pool::{PoolInput, PoolObjects, Settings, SharedContent, pool_capacity, pool_objects, schemas_per_database};
 pub use route::{RouteInput, RouteState, route, route_accepted, route_kind};
 pub use tenant::{TenantInput, pooled_secret};
-pub use validate::{
-    Anchor, Catalog, DatabaseSettings, Effective, application_faults, effective, pool_faults, server_faults,
-};
+pub use validate::{Anchor, Catalog, DatabaseSettings, Effective, database_settings, effective};

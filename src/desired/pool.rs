@@ -2,8 +2,17 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use super::{Fault, Kind, Object};
-use crate::api::{Application, DatabaseServer, Pool, Resources};
+use super::{
+    Fault, Kind, Object,
+    component::Workload,
+    faults,
+    namespace::Scope,
+    naming::{self, Owner},
+    network::{self, Network},
+    sidecar::Sidecar,
+    validate,
+};
+use crate::api::{Application, DatabaseServer, Pool, Resources, Tier};
 
 /// What holds for the operator as a whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +25,8 @@ pub struct Settings {
     pub agent_image: String,
     /// When the agent's image is pulled; Kubernetes' default when left out.
     pub agent_pull_policy: Option<String>,
-    /// The agent's requests and limits; sized by the pool's capacity when left out.
+    /// The agent's requests and limits; sized by the pool's capacity when left out. Give it
+    /// a CPU request, without which no autoscaler can measure its pods.
     pub agent_resources: Option<Resources>,
 }
 
@@ -120,17 +130,116 @@ impl PoolObjects {
 /// How many tenants a pool takes: what the Pool says, or its Application, or 500; never more
 /// than the server has schemas in a database.
 pub fn pool_capacity(pool: &Pool, application: &Application, server: &DatabaseServer) -> u32 {
-    let asked = pool.spec.max_tenants.or(application.spec.pools.as_ref().and_then(|pools| pools.max_tenants));
+    let asked = pool.spec.max_tenants.and_then(|number| u32::try_from(number).ok());
+    asked.unwrap_or_else(|| validate::application_max_tenants(application)).min(schemas_per_database(server))
+}
+
+/// How many tenants fit into one database of a server: 1000 where nobody says.
+pub fn schemas_per_database(server: &DatabaseServer) -> u32 {
     let schemas = server.spec.capacity.as_ref().and_then(|capacity| capacity.schemas_per_database);
-    u32::try_from(asked.unwrap_or(500).min(schemas.unwrap_or(1_000))).unwrap_or(0)
+    u32::try_from(schemas.unwrap_or(1_000)).unwrap_or(0)
 }
 
 /// The objects of a pool.
 ///
 /// # Errors
-/// The faults of the Application's templates and network peers, and shared objects that are
-/// not there.
+/// The faults of the Application's templates and network peers and of the server's peers,
+/// and shared objects that are not there.
 pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
-    let _ = input;
-    todo!()
+    let PoolInput { pool, application, server, settings, .. } = *input;
+    let pool_name = pool.metadata.name.as_deref().unwrap_or_default();
+    let application_name = application.metadata.name.as_deref().unwrap_or_default();
+    let namespace = naming::pool_namespace(pool_name);
+    let owner = Owner::Pool(pool_name);
+    let labels = naming::labels(application_name, owner);
+    let scope = Scope { namespace: &namespace, labels: &labels };
+
+    let mut faults = faults::peer_faults(application);
+    faults.extend(faults::shared_faults(application));
+    let server_name = server.metadata.name.as_deref().unwrap_or_default();
+    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
+    let shared = shared_objects(scope, application, input.shared, &mut faults);
+    let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
+    let deadline = application.spec.rollout.as_ref().and_then(|rollout| rollout.deadline.as_ref()?.get());
+    let deadline_seconds = deadline.map(|deadline| i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX));
+
+    let (mut services, mut disruption_budgets) = (Vec::new(), Vec::new());
+    let (mut autoscalers, mut deployments) = (Vec::new(), Vec::new());
+    for (index, component) in application.spec.components.iter().enumerate() {
+        let workload = Workload {
+            component,
+            path: &format!("spec.components[{index}]"),
+            tier: Tier::Pooled,
+            application: application_name,
+            owner,
+            namespace: &namespace,
+            sidecar: Some(sidecar),
+            deadline_seconds,
+            held_replicas: input.held_replicas.get(&component.name).copied(),
+        };
+        match workload.objects() {
+            Ok(objects) => {
+                services.extend(objects.service);
+                disruption_budgets.extend(objects.disruption_budget);
+                autoscalers.extend(objects.autoscaler);
+                deployments.push(objects.deployment);
+            }
+            Err(found) => faults.extend(found),
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let network = Network {
+        namespace: &namespace,
+        labels: &labels,
+        instance: pool_name,
+        application,
+        server,
+        api_server: input.api_server,
+    };
+    Ok(PoolObjects {
+        namespace: scope.namespace(),
+        operator_binding: scope.operator_binding(settings),
+        agent: scope.agent(),
+        shared,
+        quota: scope.quota(application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref())),
+        network_policies: network.policies(),
+        services,
+        disruption_budgets,
+        autoscalers,
+        deployments,
+        network_declared: network::declared(application, server),
+    })
+}
+
+/// Copies of what the Application shares; a fault for each that is not there.
+fn shared_objects(
+    scope: Scope<'_>,
+    application: &Application,
+    contents: &[SharedContent],
+    faults: &mut Vec<Fault>,
+) -> Vec<Object> {
+    let Some(shared) = &application.spec.shared else { return Vec::new() };
+    let list = |kind, field, names: &Option<Vec<String>>| {
+        let names = names.iter().flatten().enumerate();
+        names.map(|(index, name)| (kind, format!("spec.shared.{field}[{index}]"), name.clone())).collect::<Vec<_>>()
+    };
+    let wanted = list(Kind::Secret, "secrets", &shared.secrets).into_iter().chain(list(
+        Kind::ConfigMap,
+        "configMaps",
+        &shared.config_maps,
+    ));
+    let mut objects = Vec::new();
+    for (kind, path, name) in wanted {
+        match contents.iter().find(|content| content.kind == kind && content.name == name) {
+            Some(content) => objects.push(scope.shared(content)),
+            None => faults.push(Fault::new(
+                "SharedObjectMissing",
+                path,
+                format!("there is no {kind} {name} in the operator's namespace: create it, or remove it here"),
+            )),
+        }
+    }
+    objects
 }

@@ -4,8 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Fault, limits::MeterLimit};
-use crate::api::{Application, DatabaseServer, DeletionPolicy, Placement, Plan, Pool, Tenant, Tier};
+use super::{
+    Fault, checks,
+    limits::{MeterLimit, plan_limits},
+    naming,
+};
+use crate::api::{Application, DatabaseServer, DeletionPolicy, Placement, Plan, Tenant, Tier};
 
 /// The resources that a check may look up.
 pub trait Catalog {
@@ -84,24 +88,97 @@ pub fn effective(
     application: Option<&Application>,
     catalog: &impl Catalog,
 ) -> Result<Effective, Vec<Fault>> {
-    let _ = (tenant, plan, application, catalog);
-    todo!()
+    let (Some(plan), Some(application)) = (plan, application) else {
+        return Err(missing(tenant, plan.is_none(), application.is_none()));
+    };
+    let tier = tenant.spec.tier.unwrap_or(plan.spec.tier);
+    let faults: Vec<Fault> = [
+        checks::tier(tenant, plan, application, tier),
+        checks::limits(plan, application),
+        checks::prices(plan, application),
+        checks::plan_components(plan, application),
+        checks::trial(plan, catalog),
+        checks::overrides(tenant, application, tier),
+        checks::hosts(tenant, application, catalog),
+        checks::time_zone(tenant),
+        checks::servers(name_of(tenant), application, tier, catalog),
+    ]
+    .concat();
+    if faults.is_empty() { Ok(resolve(tenant, plan, application, tier, catalog)) } else { Err(faults) }
 }
 
-/// What is wrong with an Application: templates, network peers, servers.
-pub fn application_faults(application: &Application, catalog: &impl Catalog) -> Vec<Fault> {
-    let _ = (application, catalog);
-    todo!()
+/// The plan or the application (or both) is not there.
+fn missing(tenant: &Tenant, plan: bool, application: bool) -> Vec<Fault> {
+    let fault = |reason, kind: &str, field: &str, name: &str| {
+        let message = format!("there is no {kind} {name}: create it, or correct {field}");
+        Fault::new(reason, field, message)
+    };
+    let spec = &tenant.spec;
+    let plan = plan.then(|| fault("UnknownPlan", "Plan", "spec.plan", &spec.plan));
+    let application =
+        application.then(|| fault("UnknownApplication", "Application", "spec.application", &spec.application));
+    plan.into_iter().chain(application).collect()
 }
 
-/// What is wrong with a Pool.
-pub fn pool_faults(pool: &Pool, application: Option<&Application>, server: Option<&DatabaseServer>) -> Vec<Fault> {
-    let _ = (pool, application, server);
-    todo!()
+/// The values in effect, of a Tenant without faults.
+fn resolve(tenant: &Tenant, plan: &Plan, application: &Application, tier: Tier, catalog: &impl Catalog) -> Effective {
+    let name = name_of(tenant);
+    let billing = tenant.spec.billing.as_ref();
+    let created = tenant.metadata.creation_timestamp.as_ref();
+    let start = billing.and_then(|billing| billing.start.as_ref()).or(created).map(|time| time.0);
+    let route = application.spec.route.as_ref();
+    let own_hosts = tenant.spec.hosts.as_deref().unwrap_or_default();
+    let choice = application.spec.database.get(tier);
+    Effective {
+        tenant: name.to_owned(),
+        application: tenant.spec.application.clone(),
+        plan: tenant.spec.plan.clone(),
+        tier,
+        limits: plan_limits(plan),
+        database: database_settings(plan),
+        servers: checks::usable_servers(name, application, tier, catalog),
+        placement: choice.and_then(|choice| choice.placement),
+        max_tenants: application_max_tenants(application),
+        retention: duration(plan.spec.retention.as_ref(), RETENTION),
+        deletion_policy: tenant.spec.deletion_policy.unwrap_or_default(),
+        hosts: naming::tenant_hosts(route, name, own_hosts),
+        url: route.map(|route| naming::tenant_url(route, name)),
+        anchor: Anchor {
+            start: start.unwrap_or_default(),
+            time_zone: billing.and_then(|billing| billing.time_zone.clone()).unwrap_or_else(|| "UTC".to_owned()),
+        },
+        suspended: tenant.spec.suspended.unwrap_or(false),
+    }
 }
 
-/// What is wrong with a DatabaseServer.
-pub fn server_faults(server: &DatabaseServer) -> Vec<Fault> {
-    let _ = server;
-    todo!()
+const RETENTION: Duration = Duration::from_secs(30 * 86_400);
+const CONNECTION_LIMIT: i32 = 10;
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_TRANSACTION: Duration = Duration::from_secs(60);
+/// How many tenants a pool takes where nobody says.
+const MAX_TENANTS: i32 = 500;
+
+/// What a Plan lets one tenant take of a database server, with defaults.
+pub fn database_settings(plan: &Plan) -> DatabaseSettings {
+    let settings = plan.spec.database.as_ref();
+    DatabaseSettings {
+        connection_limit: settings.and_then(|settings| settings.connection_limit).unwrap_or(CONNECTION_LIMIT),
+        temp_file_limit: settings.and_then(|settings| settings.temp_file_limit.as_ref()?.bytes()),
+        statement_timeout: duration(settings.and_then(|it| it.statement_timeout.as_ref()), STATEMENT_TIMEOUT),
+        max_transaction: duration(settings.and_then(|it| it.max_transaction.as_ref()), MAX_TRANSACTION),
+    }
+}
+
+/// How many tenants a pool of an application takes.
+pub(super) fn application_max_tenants(application: &Application) -> u32 {
+    let settings = application.spec.pools.as_ref();
+    u32::try_from(settings.and_then(|pools| pools.max_tenants).unwrap_or(MAX_TENANTS)).unwrap_or(0)
+}
+
+fn duration(value: Option<&crate::api::Duration>, default: Duration) -> Duration {
+    value.and_then(crate::api::Duration::get).unwrap_or(default)
+}
+
+fn name_of(tenant: &Tenant) -> &str {
+    tenant.metadata.name.as_deref().unwrap_or_default()
 }

@@ -1,9 +1,11 @@
 //! One version of a tenant's login, as the files say it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::Semaphore;
@@ -25,7 +27,8 @@ pub(crate) struct Database {
     pub(crate) tls: Option<MakeRustlsConnect>,
     /// How many connections this tenant may have open at once here.
     pub(crate) turns: Arc<Semaphore>,
-    retired: AtomicBool,
+    /// How many hosts lead here.
+    hosts: AtomicUsize,
 }
 
 /// Why a tenant's files are of no use. Never says what is in them.
@@ -39,9 +42,24 @@ pub(crate) enum FilesError {
     Authority(String),
 }
 
+/// TLS for each authority. A thousand tenants have one server and one authority, and share its set-up.
+#[derive(Default)]
+pub(crate) struct Authorities(HashMap<Vec<u8>, MakeRustlsConnect>);
+
+impl Authorities {
+    fn tls(&mut self, authority: &[u8]) -> Result<MakeRustlsConnect, FilesError> {
+        if let Some(tls) = self.0.get(authority) {
+            return Ok(tls.clone());
+        }
+        let tls = MakeRustlsConnect::new(tls(authority)?);
+        self.0.insert(authority.to_vec(), tls.clone());
+        Ok(tls)
+    }
+}
+
 impl Database {
     /// `most` is how many connections the tenant may have open at once.
-    pub(crate) fn new(files: &Files, most: usize) -> Result<Self, FilesError> {
+    pub(crate) fn new(files: &Files, authorities: &mut Authorities, most: usize) -> Result<Self, FilesError> {
         let (uri, mode) = without_ssl_parameters(&files.uri);
         let mut config: tokio_postgres::Config = uri.parse().map_err(FilesError::Uri)?;
         let plain = mode == Some("disable");
@@ -52,19 +70,26 @@ impl Database {
         config.keepalives_idle(Duration::from_secs(15)).tcp_user_timeout(Duration::from_secs(15));
         Ok(Self {
             config,
-            tls: if plain { None } else { Some(MakeRustlsConnect::new(tls(&files.authority)?)) },
+            tls: if plain { None } else { Some(authorities.tls(&files.authority)?) },
             turns: Arc::new(Semaphore::new(most)),
-            retired: AtomicBool::new(false),
+            hosts: AtomicUsize::new(0),
         })
     }
 
-    /// A newer login has taken over: connections that are in use finish their work, none is kept for later.
-    pub(crate) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+    /// One more host leads here.
+    pub(crate) fn assigned(&self) {
+        self.hosts.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// One host less leads here.
+    pub(crate) fn unassigned(&self) {
+        self.hosts.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// No host leads here any more: a newer login has taken over, or the tenant is gone. Connections that are in use finish
+    /// their work, none is kept for later.
     pub(crate) fn is_retired(&self) -> bool {
-        self.retired.load(Ordering::Acquire)
+        self.hosts.load(Ordering::Acquire) == 0
     }
 }
 
@@ -103,7 +128,10 @@ fn tls(authority: &[u8]) -> Result<rustls::ClientConfig, FilesError> {
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| FilesError::Authority(error.to_string()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    // PostgreSQL resumes no TLS session, so none is worth remembering.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -124,7 +152,9 @@ mod tests {
 
     #[test]
     fn only_an_explicit_disable_goes_without_tls() {
-        let database = |uri: &str| Database::new(&Files { uri: uri.into(), authority: Vec::new() }, 1);
+        let database = |uri: &str| {
+            Database::new(&Files { uri: uri.into(), authority: Vec::new() }, &mut Authorities::default(), 1)
+        };
         assert!(database("postgresql://u:p@h/d?sslmode=disable").is_ok_and(|database| database.tls.is_none()));
         for mode in ["", "?sslmode=prefer", "?sslmode=verify-full", "?sslmode=nonsense"] {
             assert!(matches!(database(&format!("postgresql://u:p@h/d{mode}")), Err(FilesError::NoAuthority)), "{mode}");
@@ -134,7 +164,7 @@ mod tests {
     #[test]
     fn an_error_does_not_say_the_password() {
         let files = Files { uri: "postgresql://u:s3cret@h:port/d?sslmode=disable".into(), authority: Vec::new() };
-        let error = Database::new(&files, 1).err().expect("a port that is no number");
+        let error = Database::new(&files, &mut Authorities::default(), 1).err().expect("a port that is no number");
         assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
     }
 }

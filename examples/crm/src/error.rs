@@ -34,6 +34,9 @@ pub enum Error {
     /// The connection broke while the commit was under way.
     #[error("the connection broke while this was being saved; look whether it was before you try again")]
     OutcomeUnknown(#[source] tokio_postgres::Error),
+    /// The request was given up, wherever it was.
+    #[error("this took too long and was given up; look whether it was done before you try again")]
+    TookTooLong,
     /// The database refused.
     #[error(transparent)]
     Database(#[from] tokio_postgres::Error),
@@ -75,7 +78,9 @@ impl Error {
             Self::BadRequest(status, message) => (*status, body("bad_request", message.clone())),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, body("not_found", self.to_string())),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, body("unavailable", UNAVAILABLE.into())),
-            Self::OutcomeUnknown(_) => (StatusCode::SERVICE_UNAVAILABLE, body("outcome_unknown", self.to_string())),
+            Self::OutcomeUnknown(_) | Self::TookTooLong => {
+                (StatusCode::SERVICE_UNAVAILABLE, body("outcome_unknown", self.to_string()))
+            }
             Self::Database(error) => match error.as_db_error() {
                 Some(error) => refused(error),
                 None => (StatusCode::SERVICE_UNAVAILABLE, body("unavailable", UNAVAILABLE.into())),
@@ -118,7 +123,7 @@ fn refused(error: &DbError) -> (StatusCode, Value) {
 }
 
 /// Shutdown of the server, an ended session, a broken connection.
-fn ended_the_session(code: &SqlState) -> bool {
+pub(crate) fn ended_the_session(code: &SqlState) -> bool {
     *code == SqlState::ADMIN_SHUTDOWN
         || *code == SqlState::CRASH_SHUTDOWN
         || *code == SqlState::CANNOT_CONNECT_NOW

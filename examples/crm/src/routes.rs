@@ -56,7 +56,7 @@ fn resource<R: Resource>() -> Router<Arc<Tenants>> {
 async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Error::Unavailable("the request took too long".into()).into_response(),
+        Err(_) => Error::TookTooLong.into_response(),
     }
 }
 

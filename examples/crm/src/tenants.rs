@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::database::{Database, Files};
+use crate::database::{Authorities, Database, Files};
 use crate::error::Error;
 use crate::host::TenantHost;
 use crate::pool::{Connection, Limits, Pool, PoolError};
@@ -26,15 +26,39 @@ pub struct Tenants {
 
 #[derive(Default)]
 struct Known {
-    /// What was read for a host, good as long as its `uri` is the same file.
+    /// What was read for a host, good as long as its files are the same.
     hosts: HashMap<TenantHost, (Stamp, Arc<Database>)>,
     /// The same for all hosts of a tenant, as their files say the same.
     databases: HashMap<Files, Weak<Database>>,
+    authorities: Authorities,
 }
 
-/// Tells whether a file is still the one that was read: a change is always a new file.
-#[derive(Clone, Copy, PartialEq, Eq)]
+impl Known {
+    /// Gives a host its database. One that no host has any more is retired thereby.
+    fn assign(&mut self, host: &TenantHost, stamp: Stamp, database: &Arc<Database>) {
+        database.assigned();
+        if let Some((_, before)) = self.hosts.insert(host.clone(), (stamp, Arc::clone(database))) {
+            before.unassigned();
+        }
+    }
+
+    fn forget(&mut self, host: &TenantHost) {
+        if let Some((_, database)) = self.hosts.remove(host) {
+            database.unassigned();
+        }
+    }
+}
+
+/// Tells whether a host's files are still those that were read.
+#[derive(Clone, PartialEq, Eq)]
 struct Stamp {
+    uri: FileStamp,
+    authority: Option<FileStamp>,
+}
+
+/// A change is always a new file: another inode, or the same number at another time.
+#[derive(Clone, PartialEq, Eq)]
+struct FileStamp {
     device: u64,
     inode: u64,
     modified: (i64, i64),
@@ -42,6 +66,16 @@ struct Stamp {
 }
 
 impl Stamp {
+    fn of(folder: &Path) -> io::Result<Self> {
+        let authority = match FileStamp::of(&folder.join("ca.crt")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            stamp => Some(stamp?),
+        };
+        Ok(Self { uri: FileStamp::of(&folder.join("uri"))?, authority })
+    }
+}
+
+impl FileStamp {
     fn of(file: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(file)?;
         Ok(Self {
@@ -98,10 +132,10 @@ impl Tenants {
     ///
     /// The files are in memory, and small: reading them here blocks for microseconds.
     fn database(&self, host: &TenantHost) -> Result<Arc<Database>, Error> {
-        let stamp = match Stamp::of(&self.hosts.join(host.as_str()).join("uri")) {
+        let stamp = match Stamp::of(&self.hosts.join(host.as_str())) {
             Ok(stamp) => stamp,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.forget(host);
+                self.known().forget(host);
                 return Err(Error::UnknownHost(host.as_str().to_owned()));
             }
             Err(error) => {
@@ -118,21 +152,17 @@ impl Tenants {
         let database = match known.databases.get(&files).and_then(Weak::upgrade) {
             Some(database) => database,
             None => {
-                let database = Database::new(&files, self.pool.limits().open_per_tenant).map_err(|error| {
-                    Error::Unavailable(format!("the files of {} are of no use: {error}", host.as_str()))
-                })?;
+                let database = Database::new(&files, &mut known.authorities, self.pool.limits().open_per_tenant)
+                    .map_err(|error| {
+                        Error::Unavailable(format!("the files of {} are of no use: {error}", host.as_str()))
+                    })?;
                 let database = Arc::new(database);
                 known.databases.retain(|_, database| database.strong_count() > 0);
                 known.databases.insert(files, Arc::downgrade(&database));
                 database
             }
         };
-        let before = known.hosts.insert(host.clone(), (stamp, Arc::clone(&database)));
-        if let Some((_, before)) = before
-            && !Arc::ptr_eq(&before, &database)
-        {
-            before.retire();
-        }
+        known.assign(host, stamp, &database);
         Ok(database)
     }
 
@@ -152,21 +182,15 @@ impl Tenants {
         })
     }
 
-    fn forget(&self, host: &TenantHost) {
-        if let Some((_, database)) = self.known().hosts.remove(host) {
-            database.retire();
-        }
-    }
-
     fn forget_gone(&self) {
-        self.known().hosts.retain(|host, (_, database)| {
-            let gone = Stamp::of(&self.hosts.join(host.as_str()).join("uri"))
-                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-            if gone {
-                database.retire();
+        let mut known = self.known();
+        let hosts: Vec<TenantHost> = known.hosts.keys().cloned().collect();
+        for host in hosts {
+            let look = Stamp::of(&self.hosts.join(host.as_str()));
+            if look.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                known.forget(&host);
             }
-            !gone
-        });
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

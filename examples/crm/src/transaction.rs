@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{Error, ended_the_session};
 use crate::host::TenantHost;
 use crate::pool::jittered;
 use crate::tenants::Tenants;
@@ -36,8 +36,8 @@ impl Tenants {
         let outcome = match work.run(&transaction).await {
             Ok(value) => match transaction.commit().await {
                 Ok(()) => Ok(value),
-                // Refused by the server: rolled back for sure. Otherwise nobody knows.
-                Err(error) if error.as_db_error().is_some() => Err(Error::Database(error)),
+                // An answer in a session that lives on: rolled back for sure. Otherwise nobody knows.
+                Err(error) if error.code().is_some_and(|code| !ended_the_session(code)) => Err(Error::Database(error)),
                 Err(error) => return Err(Error::OutcomeUnknown(error)),
             },
             Err(error) => {

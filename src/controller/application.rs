@@ -1,0 +1,81 @@
+//! Applications: what is wrong with them, and who uses them.
+
+use std::sync::Arc;
+
+use kube::ResourceExt as _;
+
+use super::{
+    conditions::{Concerns, now},
+    failure::Failure,
+    migrations,
+    queue::Outcome,
+    world::World,
+};
+use crate::{
+    api::{Application, ApplicationStatus, ConditionType, Verdict, merge_conditions},
+    cluster::{add_finalizer, remove_finalizer},
+    desired::{Kind, application_faults, join_faults, route_kind},
+};
+
+pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) -> Outcome {
+    if super::is_paused(&*application) {
+        return Ok(None);
+    }
+    let name = application.name_any();
+    let tenants = world.count_tenants(|tenant| tenant.spec.application == name);
+    let pools = world.stores.pools.state().iter().filter(|pool| pool.spec.application == name).count();
+    if application.metadata.deletion_timestamp.is_some() {
+        if tenants == 0 && pools == 0 {
+            world.statuses.applications.forget(application.metadata.uid.as_deref().unwrap_or_default());
+            remove_finalizer(world.cluster.client(), &*application).await?;
+            return Ok(None);
+        }
+        let message = format!("{tenants} Tenants and {pools} Pools still use this Application: delete them first");
+        let verdicts = [Verdict::no(ConditionType::Ready, "InUse", message)];
+        return write(&application, &world, tenants, pools, &verdicts).await;
+    }
+    add_finalizer(world.cluster.client(), &*application).await?;
+    let mut concerns = Concerns::default();
+    let faults = application_faults(&application, &*world);
+    if let Some(fault) = faults.first() {
+        concerns.fails(ConditionType::WorkloadReady, Failure::permanent(fault.reason, join_faults(&faults)));
+    }
+    if let Some(route) = &application.spec.route {
+        if route_kind(route) == Kind::HttpRoute && !world.serves_http_routes() {
+            concerns.fails(
+                ConditionType::RouteApiAvailable,
+                Failure::waiting(
+                    "GatewayApiMissing",
+                    "the cluster doesn't serve HTTPRoutes: install the Gateway API CRDs, or use spec.route.ingressClassName. Tenants get their routes once they are there",
+                ),
+            );
+        } else {
+            concerns.holds(ConditionType::RouteApiAvailable, "Available", "the cluster serves this kind of route");
+        }
+    }
+    match migrations::files(&world, &application) {
+        Ok(_) => {}
+        Err((reason, message)) => concerns.fails(ConditionType::Migrated, Failure::waiting(reason, message)),
+    }
+    let verdicts = concerns.verdicts("the Application can be placed");
+    let next = write(&application, &world, tenants, pools, &verdicts).await?;
+    concerns.blocked().map_or(Ok(next), Err)
+}
+
+async fn write(application: &Application, world: &World, tenants: i64, pools: usize, verdicts: &[Verdict]) -> Outcome {
+    let old = world.statuses.applications.current(application, application.status.as_ref()).unwrap_or_default();
+    let generation = application.metadata.generation;
+    let status = ApplicationStatus {
+        observed_generation: generation,
+        tenants,
+        pools: i64::try_from(pools).unwrap_or(i64::MAX),
+        conditions: merge_conditions(&old.conditions, verdicts, generation, now()),
+    };
+    let counts = ApplicationStatus { tenants, pools: status.pools, ..old.clone() };
+    if let Some(wait) = super::count_only(world, application, counts == status && old != status) {
+        return Ok(Some(wait));
+    }
+    let client = world.cluster.client();
+    world.statuses.applications.write(client, application, application.status.as_ref(), &status).await?;
+    Ok(None)
+}

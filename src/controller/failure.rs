@@ -1,0 +1,136 @@
+//! Why a reconcile could not finish, and when to try again.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{api::Reason, cluster, database};
+
+/// How long the first retry waits, and the longest that any waits.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
+/// How long something that is on its way is waited for, at most, before it is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// How long it takes until something is looked at again that a person has to change. What
+/// they change is seen at once; this is for changes that no watch tells of.
+const PERMANENT: Duration = Duration::from_secs(300);
+
+/// How to react to a [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Try again, later and later.
+    Transient,
+    /// Look again soon.
+    Waiting,
+    /// A person has to change something.
+    Permanent,
+}
+
+/// Why a reconcile could not finish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) class: Class,
+    /// One word for programs, for the condition.
+    pub(super) reason: Reason,
+    /// A sentence for people, for the condition.
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn waiting(reason: Reason, message: impl Into<String>) -> Self {
+        Self { class: Class::Waiting, reason, message: message.into() }
+    }
+
+    pub(super) fn permanent(reason: Reason, message: impl Into<String>) -> Self {
+        Self { class: Class::Permanent, reason, message: message.into() }
+    }
+
+    pub(super) fn transient(reason: Reason, message: impl Into<String>) -> Self {
+        Self { class: Class::Transient, reason, message: message.into() }
+    }
+}
+
+impl From<cluster::Error> for Failure {
+    fn from(error: cluster::Error) -> Self {
+        let (class, reason) = match (&error, error.class()) {
+            (cluster::Error::Foreign { .. }, _) => (Class::Permanent, "ForeignObject"),
+            (_, cluster::ErrorClass::Permanent) => (Class::Permanent, "ObjectRefused"),
+            (_, cluster::ErrorClass::Waiting) => (Class::Waiting, "RightsPending"),
+            (_, cluster::ErrorClass::Transient) => (Class::Transient, "ApiServerError"),
+        };
+        Self { class, reason, message: error.to_string() }
+    }
+}
+
+impl From<database::Error> for Failure {
+    fn from(error: database::Error) -> Self {
+        let (class, reason) = match error.class() {
+            database::ErrorClass::Transient => (Class::Transient, "DatabaseUnavailable"),
+            database::ErrorClass::Waiting => (Class::Waiting, "DatabaseWaiting"),
+            database::ErrorClass::Permanent => (Class::Permanent, "DatabaseError"),
+        };
+        Self { class, reason, message: error.to_string() }
+    }
+}
+
+/// How many times in a row each object has failed.
+#[derive(Default)]
+pub(super) struct Backoff {
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+impl Backoff {
+    /// The object is well.
+    pub(super) fn reset(&self, object: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
+    }
+
+    /// How long to wait after this failure: doubled each time in a row, spread by a quarter
+    /// around, so that a thousand objects that failed together don't come back together.
+    pub(super) fn next(&self, object: &str, class: Class) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(object.to_owned()).or_default();
+        *count = count.saturating_add(1);
+        let longest = match class {
+            Class::Transient => LONGEST_RETRY,
+            Class::Waiting => LONGEST_WAIT,
+            Class::Permanent => return spread(PERMANENT, object, *count),
+        };
+        let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((*count - 1).min(16)));
+        spread(doubled.min(longest), object, *count)
+    }
+}
+
+fn spread(delay: Duration, object: &str, count: u32) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (object, count).hash(&mut hasher);
+    let percent = 75 + u32::try_from(hasher.finish() % 51).unwrap_or(0);
+    delay * percent / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_wait_longer_each_time_and_start_anew_after_a_success() {
+        let backoff = Backoff::default();
+        let waits: Vec<_> = (0..20).map(|_| backoff.next("a", Class::Transient)).collect();
+        assert!(waits[0] < Duration::from_millis(320), "{:?}", waits[0]);
+        assert!(waits.windows(2).take(8).all(|pair| pair[0] < pair[1]), "{waits:?}");
+        assert!(waits[19] <= LONGEST_RETRY * 5 / 4);
+        backoff.reset("a");
+        assert!(backoff.next("a", Class::Transient) < Duration::from_millis(320));
+    }
+
+    #[test]
+    fn objects_that_fail_together_do_not_come_back_together() {
+        let backoff = Backoff::default();
+        let waits: std::collections::BTreeSet<_> =
+            (0..50).map(|n| backoff.next(&format!("t{n}"), Class::Transient)).collect();
+        assert!(waits.len() > 10, "{}", waits.len());
+    }
+}

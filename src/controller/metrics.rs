@@ -1,0 +1,87 @@
+//! What the operator counts about itself, in the Prometheus format.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::failure::{Class, Failure};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reconciled {
+    kind: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfServer {
+    server: String,
+}
+
+/// The operator's metrics.
+pub(super) struct Metrics {
+    registry: Registry,
+    reconciled: Family<Reconciled, Counter>,
+    statements: Family<OfServer, Gauge>,
+    ended_sessions: Family<OfServer, Counter>,
+    repaired: Family<OfServer, Counter>,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("tenantry");
+        let reconciled = Family::default();
+        registry.register("reconciles", "Reconciles by kind and result", reconciled.clone());
+        let statements = Family::default();
+        registry.register(
+            "database_statements",
+            "SQL statements sent to a server since it was connected",
+            statements.clone(),
+        );
+        let ended_sessions = Family::default();
+        registry.register(
+            "database_sessions_ended",
+            "Sessions of tenants that were ended because a transaction was too old or the login closed",
+            ended_sessions.clone(),
+        );
+        let repaired = Family::default();
+        registry.register(
+            "database_settings_repaired",
+            "Settings, privileges and memberships that differed from the records and were repaired",
+            repaired.clone(),
+        );
+        Self { registry, reconciled, statements, ended_sessions, repaired }
+    }
+
+    pub(super) fn reconciled(&self, kind: &str, failure: Option<&Failure>) {
+        let result = match failure.map(|failure| failure.class) {
+            None => "completed",
+            Some(Class::Waiting) => "waiting",
+            Some(Class::Transient) => "failed",
+            Some(Class::Permanent) => "refused",
+        };
+        self.reconciled.get_or_create(&Reconciled { kind: kind.to_owned(), result }).inc();
+    }
+
+    pub(super) fn statements(&self, server: &str, total: u64) {
+        let labels = OfServer { server: server.to_owned() };
+        self.statements.get_or_create(&labels).set(i64::try_from(total).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn ended_sessions(&self, server: &str, count: usize) {
+        self.ended_sessions.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
+    }
+
+    pub(super) fn repaired(&self, server: &str, count: usize) {
+        self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
+    }
+
+    /// All metrics as text.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String never fails.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

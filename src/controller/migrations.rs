@@ -1,0 +1,180 @@
+//! Application migrations, which run outside the deadline of a reconcile.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Duration,
+};
+
+use super::{failure::Failure, world::World};
+use crate::{
+    api::{Application, Reason},
+    database::{Migration, TenantId, TenantRecord},
+};
+
+/// How long a reconcile waits for migrations before it goes on without them: most take
+/// milliseconds, and a new tenant is then ready in one pass.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a tenant's migrations are run.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) tenant: String,
+    pub(super) server: String,
+    pub(super) database: String,
+    pub(super) id: TenantId,
+}
+
+/// How a run stands.
+#[derive(Clone)]
+enum State {
+    Running,
+    Succeeded,
+    Failed(Failure),
+}
+
+struct Run {
+    /// Which files, by checksums: a failed run is not repeated until they change, or a
+    /// transient failure's time has come.
+    files: Vec<String>,
+    state: watch::Receiver<State>,
+}
+
+/// The runs that are under way, and those that failed.
+pub(super) struct MigrationRuns {
+    runs: Mutex<HashMap<TenantId, Run>>,
+    slots: Arc<Semaphore>,
+}
+
+/// How a tenant's tables stand.
+pub(super) enum Tables {
+    /// At the newest version.
+    Current,
+    /// Being migrated.
+    Running,
+    /// A migration failed.
+    Failed(Failure),
+}
+
+impl MigrationRuns {
+    pub(super) fn new(concurrency: u16) -> Self {
+        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(usize::from(concurrency))) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Run>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a tenant that is gone.
+    pub(super) fn forget(&self, id: &TenantId) {
+        self.lock().remove(id);
+    }
+}
+
+/// The application's files, in the order in which they run; or why they can't be had.
+pub(super) fn files(world: &World, application: &Application) -> Result<Vec<Migration>, (Reason, String)> {
+    let Some(sql) = application.spec.migrations.as_ref().and_then(|migrations| migrations.sql.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let mut files = BTreeMap::new();
+    for reference in &sql.config_maps {
+        let Some(map) = world.config_map(&reference.name) else {
+            return Err((
+                "MigrationsMissing",
+                format!(
+                    "ConfigMap {} is not in namespace {}: create it, or correct the Application's spec.migrations.sql.configMaps",
+                    reference.name, world.args.namespace
+                ),
+            ));
+        };
+        for (key, text) in map.data.iter().flatten().filter(|(key, _)| key.ends_with(".sql")) {
+            if files.insert(key.clone(), text.clone()).is_some() {
+                return Err((
+                    "MigrationsAmbiguous",
+                    format!(
+                        "file {key} is in more than one ConfigMap of spec.migrations.sql.configMaps: give each file a name of its own"
+                    ),
+                ));
+            }
+        }
+    }
+    let migration = |(name, sql): (String, String)| {
+        let checksum = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(sql.as_bytes()));
+        Migration { name, sql, checksum }
+    };
+    Ok(files.into_iter().map(migration).collect())
+}
+
+/// Whether all files have run on a tenant, each as it is now.
+fn is_current(record: &TenantRecord, files: &[Migration]) -> bool {
+    files.iter().all(|file| record.migrations.iter().any(|run| run.name == file.name && run.checksum == file.checksum))
+}
+
+/// Brings a tenant's tables to the newest version, and waits a little for it.
+pub(super) async fn migrate(
+    world: &Arc<World>,
+    target: &Target,
+    record: &TenantRecord,
+    files: Vec<Migration>,
+) -> Tables {
+    if is_current(record, &files) {
+        world.migrations.forget(&target.id);
+        return Tables::Current;
+    }
+    let mut state = start(world, target, files);
+    // An error means that the run's task is gone, which its last state tells as well.
+    let _ = tokio::time::timeout(PATIENCE, state.wait_for(|state| !matches!(state, State::Running))).await;
+    let state = state.borrow().clone();
+    match state {
+        State::Running => Tables::Running,
+        State::Succeeded => {
+            world.migrations.forget(&target.id);
+            Tables::Current
+        }
+        State::Failed(failure) => {
+            if failure.class != super::failure::Class::Permanent {
+                world.migrations.forget(&target.id);
+            }
+            Tables::Failed(failure)
+        }
+    }
+}
+
+/// Starts a run, unless one of these files is under way or has failed for good.
+fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::Receiver<State> {
+    let checksums: Vec<String> = files.iter().map(|file| format!("{}:{}", file.name, file.checksum)).collect();
+    let mut runs = world.migrations.lock();
+    if let Some(run) = runs.get(&target.id)
+        && (run.files == checksums || matches!(*run.state.borrow(), State::Running))
+    {
+        return run.state.clone();
+    }
+    let (sender, receiver) = watch::channel(State::Running);
+    runs.insert(target.id.clone(), Run { files: checksums, state: receiver.clone() });
+    let (world, target) = (Arc::clone(world), target.clone());
+    tokio::spawn(async move {
+        let result = run(&world, &target, &files).await;
+        let _ = sender.send(result.map_or_else(State::Failed, |()| State::Succeeded));
+        // Whoever waited no longer is told by the next reconcile.
+        world.queues.tenants.push(&target.tenant);
+    });
+    receiver
+}
+
+async fn run(world: &World, target: &Target, files: &[Migration]) -> Result<(), Failure> {
+    let _slot =
+        world.migrations.slots.acquire().await.map_err(|_| Failure::transient("Stopping", "the operator is ending"))?;
+    let gone =
+        || Failure::transient("DatabaseUnavailable", format!("DatabaseServer {} is not connected", target.server));
+    let connected = world.databases.get(&target.server).ok_or_else(gone)?;
+    let outcome = connected.server.migrate(&target.database, &target.id, files).await;
+    // What ran before a failure counts, too.
+    if let Some(record) = connected.server.record(&target.database, &target.id).await? {
+        connected.set_record(&target.database, record);
+    }
+    outcome.map(drop).map_err(|error| Failure { reason: "MigrationFailed", ..Failure::from(error) })
+}

@@ -1,0 +1,180 @@
+//! The operator: watches the group's resources and brings cluster and databases to what
+//! they say.
+
+mod application;
+mod conditions;
+mod databases;
+mod failure;
+mod limits;
+mod maintenance;
+mod metrics;
+mod migrations;
+mod namespaces;
+mod placements;
+mod plan;
+mod pool;
+mod queue;
+mod server;
+mod settings;
+mod state;
+mod streams;
+mod tenant;
+mod world;
+
+pub use settings::OperatorArgs;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use k8s_openapi::api::{core::v1::Namespace, discovery::v1::EndpointSlice};
+use kube::{Api, Client, Resource, ResourceExt as _, runtime::reflector};
+use tracing::info;
+
+use self::{
+    databases::Databases,
+    failure::Backoff,
+    metrics::Metrics,
+    migrations::MigrationRuns,
+    queue::Queue,
+    streams::Writers,
+    world::{AllStatuses, Facts, Queues, Shared, Stores, World},
+};
+use crate::{
+    api::ANNOTATION_PAUSED,
+    cluster::{Children, Cluster},
+};
+
+/// A running operator, as its health and metrics are asked.
+#[derive(Clone)]
+pub struct Operator {
+    world: Arc<World>,
+    synced: Arc<AtomicBool>,
+}
+
+impl Operator {
+    /// Whether everything that is there is known, so that reconciles run.
+    pub fn is_ready(&self) -> bool {
+        self.synced.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// The operator's metrics in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        for (name, connected) in self.world.databases.all() {
+            self.world.metrics.statements(&name, connected.server.statistics().statements);
+        }
+        self.world.metrics.text()
+    }
+}
+
+/// Starts the operator; the future that is returned with it runs it until it is dropped.
+///
+/// # Errors
+/// When the cluster can't be asked who it is.
+pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operator, impl Future<Output = ()>)> {
+    let facts = facts(&client).await?;
+    info!(cluster = facts.cluster_id, "starting");
+    let (tenants, tenants_writer) = reflector::store();
+    let (plans, plans_writer) = reflector::store();
+    let (applications, applications_writer) = reflector::store();
+    let (servers, servers_writer) = reflector::store();
+    let (pools, pools_writer) = reflector::store();
+    let (secrets, secrets_writer) = reflector::store();
+    let (config_maps, config_maps_writer) = reflector::store();
+    let (tenant_queue, tenant_requests) = Queue::new();
+    let (plan_queue, plan_requests) = Queue::new();
+    let (application_queue, application_requests) = Queue::new();
+    let (server_queue, server_requests) = Queue::new();
+    let (pool_queue, pool_requests) = Queue::new();
+    let world = Arc::new(World {
+        settings: args.desired(),
+        cluster: Cluster::new(client, Arc::new(Children::new(state::extract))),
+        facts,
+        stores: Stores { tenants, plans, applications, servers, pools, secrets, config_maps },
+        queues: Queues {
+            tenants: tenant_queue,
+            plans: plan_queue,
+            applications: application_queue,
+            servers: server_queue,
+            pools: pool_queue,
+        },
+        statuses: AllStatuses::default(),
+        databases: Databases::default(),
+        shared: Shared::default(),
+        migrations: MigrationRuns::new(args.migration_concurrency),
+        backoff: Backoff::default(),
+        metrics: Metrics::new(),
+        args,
+    });
+    let writers = Writers {
+        tenants: tenants_writer,
+        plans: plans_writer,
+        applications: applications_writer,
+        servers: servers_writer,
+        pools: pools_writer,
+        secrets: secrets_writer,
+        config_maps: config_maps_writer,
+    };
+    let operator = Operator { world: Arc::clone(&world), synced: Arc::default() };
+    let synced = Arc::clone(&operator.synced);
+    let running = async move {
+        streams::start(&world, writers).await;
+        synced.store(true, std::sync::atomic::Ordering::Release);
+        info!("all resources are known");
+        let concurrency = world.args.concurrency;
+        let stores = &world.stores;
+        let few = 4;
+        tokio::join!(
+            queue::work(Arc::clone(&world), stores.servers.clone(), server_requests, few, server::reconcile),
+            queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, few, plan::reconcile),
+            queue::work(
+                Arc::clone(&world),
+                stores.applications.clone(),
+                application_requests,
+                few,
+                application::reconcile
+            ),
+            queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, few, pool::reconcile),
+            queue::work(Arc::clone(&world), stores.tenants.clone(), tenant_requests, concurrency, tenant::reconcile),
+        );
+    };
+    Ok((operator, running))
+}
+
+async fn facts(client: &Client) -> anyhow::Result<Facts> {
+    let system = Api::<Namespace>::all(client.clone()).get_metadata("kube-system").await;
+    let system = system.context("read namespace kube-system, whose UID tells this cluster from others")?;
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), "default");
+    let selector = kube::api::ListParams::default().labels("kubernetes.io/service-name=kubernetes");
+    let slices = slices.list(&selector).await.context("list the EndpointSlices of Service default/kubernetes")?;
+    let mut api_server = Vec::new();
+    for slice in slices {
+        for port in slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok()) {
+            let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter());
+            api_server.extend(addresses.filter_map(|address| Some((address.parse::<IpAddr>().ok()?, port))));
+        }
+    }
+    api_server.sort_unstable();
+    Ok(Facts {
+        cluster_id: system.metadata.uid.context("namespace kube-system has no UID")?,
+        api_server,
+        http_routes: AtomicBool::new(false),
+    })
+}
+
+/// Whether somebody asked that nothing be written for this object.
+fn is_paused<K: Resource>(object: &K) -> bool {
+    object.annotations().get(ANNOTATION_PAUSED).is_some_and(|value| value == "true")
+}
+
+/// In how long a status may be written of which only counts changed: they change with every
+/// tenant, and nobody needs each step.
+fn count_only<K: Resource<DynamicType = ()>>(world: &World, object: &K, only_counts: bool) -> Option<Duration> {
+    if !only_counts {
+        return None;
+    }
+    world.shared.may_count(&format!("{}/{}", K::kind(&()), object.name_any())).err()
+}

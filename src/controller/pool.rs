@@ -1,0 +1,315 @@
+//! Pools: their namespace and what is in it, and their database.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::ByteString;
+use kube::ResourceExt as _;
+
+use super::{
+    conditions::{Concerns, now},
+    failure::{Class, Failure},
+    limits, namespaces,
+    queue::Outcome,
+    state::ChildState,
+    world::World,
+};
+use crate::{
+    api::{
+        Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
+        merge_conditions,
+    },
+    cluster::{Key, Owner, add_finalizer, remove_finalizer},
+    database::{DatabaseSpec, Purpose},
+    desired::{
+        Catalog as _, Kind, PoolInput, SharedContent,
+        availability::{component_state, unavailable},
+        join_faults, naming, pool_capacity, pool_faults, pool_objects,
+    },
+};
+
+pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
+    if super::is_paused(&*pool) {
+        return Ok(None);
+    }
+    let name = pool.name_any();
+    if pool.metadata.deletion_timestamp.is_some() {
+        return finalize(&pool, &world).await;
+    }
+    add_finalizer(world.cluster.client(), &*pool).await?;
+    let (application, server) = (world.application(&pool.spec.application), world.server(&pool.spec.server));
+    let faults = pool_faults(&pool, application.as_deref(), server.as_deref());
+    let mut concerns = Concerns::default();
+    let mut capacity = None;
+    match (application, server) {
+        (Some(application), Some(server)) if faults.is_empty() => {
+            capacity = Some(pool_capacity(&pool, &application, &server));
+            // The namespace and the database don't wait for each other.
+            let (workload, database) =
+                tokio::join!(apply(&pool, &application, &server, &world), prepare(&pool, &application, &world));
+            judge_database(&mut concerns, database);
+            judge_workload(&mut concerns, workload, &application, &name, &world);
+        }
+        _ => concerns.fails(
+            ConditionType::WorkloadReady,
+            Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults)),
+        ),
+    }
+    let mut verdicts = concerns.verdicts("the pool takes and serves tenants");
+    super::conditions::carry_over(
+        &pool.status.clone().unwrap_or_default().conditions,
+        &mut verdicts,
+        &[ConditionType::DatabaseReady, ConditionType::NetworkDeclared, ConditionType::Available],
+    );
+    let next = write(&pool, &world, capacity, &verdicts).await?;
+    concerns.blocked().map_or(Ok(next), Err)
+}
+
+fn judge_database(concerns: &mut Concerns, database: Result<(), Failure>) {
+    match database {
+        Ok(()) => concerns.holds(
+            ConditionType::DatabaseReady,
+            "Proven",
+            "the database is there, and nobody but its tenants gets in",
+        ),
+        Err(failure) => concerns.fails(ConditionType::DatabaseReady, failure),
+    }
+}
+
+fn judge_workload(
+    concerns: &mut Concerns,
+    workload: Result<bool, Failure>,
+    application: &Application,
+    pool: &str,
+    world: &World,
+) {
+    match workload {
+        Ok(true) => {
+            concerns.holds(ConditionType::NetworkDeclared, "Declared", "pods may reach the database server");
+            concerns.holds(ConditionType::WorkloadReady, "Applied", "every object is as it should be");
+        }
+        Ok(false) => {
+            concerns.holds(ConditionType::WorkloadReady, "Applied", "every object is as it should be");
+            concerns.fails(
+                ConditionType::NetworkDeclared,
+                Failure::waiting(
+                    "NetworkNotDeclared",
+                    "no pod may reach the database: name its peers in the DatabaseServer's spec.network.to",
+                ),
+            );
+        }
+        Err(failure) => concerns.fails(ConditionType::WorkloadReady, failure),
+    }
+    let states: Vec<_> =
+        application.spec.components.iter().map(|component| state_of(world, pool, &component.name)).collect();
+    match unavailable(&states) {
+        None => concerns.holds(ConditionType::Available, "Available", "every component serves"),
+        Some((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
+    }
+}
+
+fn state_of(world: &World, pool: &str, component: &str) -> crate::desired::availability::ComponentState {
+    let key = Key { kind: Kind::Deployment, namespace: Some(naming::pool_namespace(pool)), name: component.to_owned() };
+    match world.cluster.children().state(&key) {
+        Some(ChildState::Component(state)) => state,
+        _ => component_state(component, None),
+    }
+}
+
+/// Brings the pool's objects to what is desired, and removes what is no longer; returns
+/// whether the way to the database is declared.
+async fn apply(
+    pool: &Pool,
+    application: &Application,
+    server: &DatabaseServer,
+    world: &Arc<World>,
+) -> Result<bool, Failure> {
+    let shared = shared(application, world)?;
+    let input = PoolInput {
+        pool,
+        application,
+        server,
+        shared: &shared,
+        settings: &world.settings,
+        api_server: &world.facts.api_server,
+        held_replicas: &BTreeMap::new(),
+    };
+    let objects = pool_objects(&input).map_err(|faults| {
+        Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults))
+    })?;
+    let declared = objects.network_declared;
+    let name = pool.name_any();
+    let namespace = naming::pool_namespace(&name);
+    let mut wanted = Vec::new();
+    let mut failure: Option<Failure> = None;
+    for object in objects.into_ordered() {
+        let first = matches!(object.kind, Kind::Namespace | Kind::RoleBinding);
+        wanted.push(Key::of(&object));
+        if let Err(error) = world.cluster.apply(&object).await {
+            let error = Failure::from(error);
+            // Without namespace and rights nothing else can be made; elsewhere one object
+            // that is refused doesn't keep the others from being applied.
+            if first {
+                return Err(error);
+            }
+            failure.get_or_insert(error);
+        }
+        if object.kind == Kind::RoleBinding {
+            namespaces::watch(world, &namespace);
+        }
+    }
+    for key in world.cluster.children().of_owner(&Owner::Pool(name)) {
+        if !wanted.contains(&key) {
+            world.cluster.delete(&key).await?;
+        }
+    }
+    failure.map_or(Ok(declared), Err)
+}
+
+/// The contents of the Application's shared objects that are there; one that is missing is a
+/// fault of `pool_objects`.
+fn shared(application: &Application, world: &World) -> Result<Vec<SharedContent>, Failure> {
+    let Some(shared) = &application.spec.shared else { return Ok(Vec::new()) };
+    let encode = |data: &BTreeMap<String, ByteString>| -> BTreeMap<String, String> {
+        data.iter().map(|(key, value)| (key.clone(), data_encoding::BASE64.encode(&value.0))).collect()
+    };
+    let mut contents = Vec::new();
+    for name in shared.secrets.iter().flatten() {
+        if let Some(secret) = world.secret(name) {
+            contents.push(SharedContent {
+                kind: Kind::Secret,
+                name: name.clone(),
+                type_: secret.type_.clone(),
+                data: secret.data.as_ref().map(encode).unwrap_or_default(),
+                binary_data: BTreeMap::new(),
+            });
+        }
+    }
+    for name in shared.config_maps.iter().flatten() {
+        if let Some(map) = world.config_map(name) {
+            contents.push(SharedContent {
+                kind: Kind::ConfigMap,
+                name: name.clone(),
+                type_: None,
+                data: map.data.clone().unwrap_or_default(),
+                binary_data: map.binary_data.as_ref().map(encode).unwrap_or_default(),
+            });
+        }
+    }
+    Ok(contents)
+}
+
+/// Brings the pool's database to what is desired: made, isolated, with the application's
+/// meters and the limits of the plans in it.
+async fn prepare(pool: &Pool, application: &Application, world: &World) -> Result<(), Failure> {
+    let name = pool.name_any();
+    let connected = world.databases.get(&pool.spec.server).ok_or_else(|| {
+        Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", pool.spec.server))
+    })?;
+    let database = Pool::database_name(&name);
+    let spec = DatabaseSpec {
+        name: database.clone(),
+        cluster_id: world.facts.cluster_id.clone(),
+        purpose: Purpose::Pool(name.clone()),
+        connection_limit: None,
+    };
+    if !connected.is_ready(&database) {
+        connected.server.ensure_database(&spec).await?;
+        connected.set_ready(&database, spec);
+    }
+    limits::ensure_meters(&connected, &database, pool, application).await?;
+    // The server may have been away while a plan changed.
+    for plan in connected.plans_in(&database) {
+        if let Some(plan) = world.plan(&plan).filter(|plan| limits::fits(plan, application)) {
+            limits::ensure(&connected, &database, &plan).await?;
+        }
+    }
+    server_is_up(world, &pool.spec.server)
+}
+
+/// What the DatabaseServer's own condition says: a server that went away after its databases
+/// were made ready.
+fn server_is_up(world: &World, server: &str) -> Result<(), Failure> {
+    let conditions = world.server(server).and_then(|server| server.status.clone()).unwrap_or_default().conditions;
+    match find_condition(&conditions, ConditionType::Reachable) {
+        Some(condition) if condition.status == "False" => {
+            Err(Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {server}: {}", condition.message)))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts: &[Verdict]) -> Outcome {
+    let name = pool.name_any();
+    let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
+    let tenants = i64::from(world.shared.placements().count(&name));
+    let status = PoolStatus {
+        observed_generation: pool.metadata.generation,
+        tenants,
+        capacity: capacity.map_or(old.capacity, i64::from),
+        namespace: Some(naming::pool_namespace(&name)),
+        database: Some(Pool::database_name(&name)),
+        conditions: merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now()),
+    };
+    if let Some(wait) = super::count_only(world, pool, PoolStatus { tenants, ..old.clone() } == status && old != status)
+    {
+        return Ok(Some(wait));
+    }
+    world.statuses.pools.write(world.cluster.client(), pool, pool.status.as_ref(), &status).await?;
+    Ok(None)
+}
+
+/// Removes a pool that no tenant is in: its workloads, its database, its namespace.
+async fn finalize(pool: &Pool, world: &Arc<World>) -> Outcome {
+    let name = pool.name_any();
+    let tenants = world.shared.placements().count(&name);
+    if tenants > 0 {
+        let message = format!("{tenants} Tenants are in this Pool: delete them first");
+        return write(pool, world, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
+    }
+    let outcome = remove(pool, world).await;
+    if let Err(failure) = outcome {
+        write(pool, world, None, &Concerns::not_ready(&failure)).await?;
+        return Err(failure);
+    }
+    world.statuses.pools.forget(pool.metadata.uid.as_deref().unwrap_or_default());
+    remove_finalizer(world.cluster.client(), pool).await?;
+    world.push_waiting();
+    Ok(None)
+}
+
+async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
+    let name = pool.name_any();
+    let connected = world.databases.get(&pool.spec.server);
+    let database = Pool::database_name(&name);
+    match connected {
+        Some(connected) => {
+            // What tenants left (Retain) stays where it is, and the database with it.
+            if connected.find_in(&database, |_| true).is_empty() {
+                connected.server.drop_database(&database, &world.facts.cluster_id).await?;
+                connected.forget_database(&database);
+            }
+        }
+        None if world.server(&pool.spec.server).is_some() => {
+            return Err(Failure {
+                class: Class::Transient,
+                reason: "DatabaseUnavailable",
+                message: format!("DatabaseServer {} is not connected; the Pool waits for it", pool.spec.server),
+            });
+        }
+        None => {}
+    }
+    let namespace = naming::pool_namespace(&name);
+    let key = Key { kind: Kind::Namespace, namespace: None, name: namespace.clone() };
+    let children = world.cluster.children().of_owner(&Owner::Pool(name));
+    namespaces::unwatch(world, &namespace);
+    if children.contains(&key) {
+        world.cluster.delete(&key).await?;
+    }
+    Ok(())
+}
+
+/// Whether a pool's namespace and database are there, so that tenants can be made in it.
+pub(super) fn takes_tenants(pool: &Pool) -> bool {
+    let conditions = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    is_true(conditions, ConditionType::DatabaseReady) && is_true(conditions, ConditionType::WorkloadReady)
+}

@@ -1,0 +1,75 @@
+//! A tenant's schema, roles and records.
+
+use std::sync::Arc;
+
+use super::{Case, place::Place, pool_takes_tenants};
+use crate::{
+    controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
+    database::{IssuedLogin, TenantRecord, TenantSettings, TenantSpec, TenantState},
+};
+
+/// A tenant that is in its database.
+pub(super) struct Provisioned {
+    pub(super) connected: Arc<Connected>,
+    pub(super) record: Arc<TenantRecord>,
+    /// A login that was issued just now and that no Secret has yet.
+    pub(super) issued: Option<IssuedLogin>,
+}
+
+/// Makes the tenant in its database, or brings its settings to what is desired. Sends
+/// nothing where the record says that all is well.
+pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisioned, Failure> {
+    pool_takes_tenants(case.world.pool(&place.pool).as_deref(), &place.pool)?;
+    let connected = case.world.databases.get(&place.server).ok_or_else(|| {
+        Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", place.server))
+    })?;
+    // Limits first: a tenant must not be unlimited for a moment.
+    limits::ensure(&connected, &place.database, case.plan).await?;
+    let settings = settings(case, &connected);
+    let Some(record) = connected.record(&place.database, &place.id) else {
+        let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
+        let spec = TenantSpec {
+            id: place.id.clone(),
+            name: case.name.to_owned(),
+            uid,
+            cluster_id: case.world.facts.cluster_id.clone(),
+            application: case.effective.application.clone(),
+            settings,
+        };
+        let (record, issued) = connected.server.create_tenant(&place.database, &spec).await?;
+        let record = connected.set_record(&place.database, record);
+        return Ok(Provisioned { connected, record, issued: Some(issued) });
+    };
+    if record.state != TenantState::Live {
+        return Err(Failure::permanent(
+            "DataNotLive",
+            format!(
+                "the tenant's record in database {} is not live: it was retained or dropped by hand",
+                place.database
+            ),
+        ));
+    }
+    if record.settings == settings {
+        return Ok(Provisioned { connected, record, issued: None });
+    }
+    connected.server.apply_settings(&place.database, &place.id, &settings).await?;
+    let record = connected.set_record(&place.database, TenantRecord { settings, ..TenantRecord::clone(&record) });
+    Ok(Provisioned { connected, record, issued: None })
+}
+
+fn settings(case: &Case<'_>, connected: &Connected) -> TenantSettings {
+    let database = &case.effective.database;
+    let old = case.world.statuses.tenants.current(case.tenant, case.tenant.status.as_ref()).unwrap_or_default();
+    let pinned = old.plan_revision.filter(|_| old.plan.as_deref() == Some(&case.effective.plan));
+    TenantSettings {
+        plan: case.effective.plan.clone(),
+        plan_revision: pinned.unwrap_or_else(|| revision_name(case.plan)),
+        suspended: case.effective.suspended,
+        connection_limit: database.connection_limit.unsigned_abs(),
+        temp_file_limit: database.temp_file_limit.filter(|_| connected.info.sets_temp_file_limit),
+        statement_timeout: Some(database.statement_timeout),
+        max_transaction: Some(database.max_transaction),
+        period_anchor: case.effective.anchor.start,
+        time_zone: case.effective.anchor.time_zone.clone(),
+    }
+}

@@ -1,0 +1,104 @@
+//! A Tenant's status.
+
+use super::{Case, place::Place};
+use crate::{
+    api::{ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, merge_conditions},
+    cluster::Result,
+    controller::{
+        conditions::{carry_over, now},
+        plan::revision_name,
+        world::World,
+    },
+    desired::naming,
+};
+
+/// The concerns that stay as they were where a reconcile doesn't come to them.
+const CONCERNS: [ConditionType; 6] = [
+    ConditionType::Placed,
+    ConditionType::DatabaseReady,
+    ConditionType::CredentialsReady,
+    ConditionType::Migrated,
+    ConditionType::WorkloadReady,
+    ConditionType::RouteReady,
+];
+
+/// A Tenant's status as a reconcile makes it.
+pub(super) struct Report<'a> {
+    tenant: &'a Tenant,
+    world: &'a World,
+    old: TenantStatus,
+    new: TenantStatus,
+    pub(super) verdicts: Vec<Verdict>,
+}
+
+impl<'a> Report<'a> {
+    /// Begins with the status that is there.
+    pub(super) fn new(tenant: &'a Tenant, world: &'a World) -> Self {
+        let old = world.statuses.tenants.current(tenant, tenant.status.as_ref()).unwrap_or_default();
+        Self { tenant, world, new: old.clone(), old, verdicts: Vec::new() }
+    }
+
+    /// The status before this reconcile.
+    pub(super) fn old(&self) -> &TenantStatus {
+        &self.old
+    }
+
+    /// What follows from the spec alone.
+    pub(super) fn set_effective(&mut self, case: &Case<'_>) {
+        let pinned = self.old.plan_revision.clone().filter(|_| self.old.plan.as_deref() == Some(&case.effective.plan));
+        self.new.plan_revision = pinned.or_else(|| Some(revision_name(case.plan)));
+        self.new.plan = Some(case.effective.plan.clone());
+        self.new.tier = Some(case.effective.tier);
+        self.new.suspended = Some(case.effective.suspended).filter(|suspended| *suspended);
+        self.new.url.clone_from(&case.effective.url);
+    }
+
+    /// The place, which is written before anything is made there.
+    pub(super) fn set_place(&mut self, case: &Case<'_>, place: &Place) {
+        self.new.id = Some(place.id.to_string());
+        self.new.pool = Some(place.pool.clone());
+        self.new.namespace = Some(place.namespace.clone());
+        let rotated = self.new.database.take().and_then(|database| database.rotated);
+        self.new.database = Some(TenantDatabase {
+            server: place.server.clone(),
+            database: place.database.clone(),
+            schema: place.id.to_string(),
+            secret_ref: Some(SecretReference {
+                namespace: place.namespace.clone(),
+                name: naming::credentials_secret(case.name),
+            }),
+            rotated,
+        });
+    }
+
+    /// The value of annotation `tenantry.io/rotate` that was honoured last.
+    pub(super) fn rotated(&self) -> Option<&str> {
+        self.new.database.as_ref()?.rotated.as_deref()
+    }
+
+    /// Notes that a value of annotation `tenantry.io/rotate` was honoured.
+    pub(super) fn set_rotated(&mut self, value: &str) {
+        if let Some(database) = &mut self.new.database {
+            database.rotated = Some(value.to_owned());
+        }
+    }
+
+    /// Writes the status, if it differs.
+    pub(super) async fn write(&mut self) -> Result<bool> {
+        self.new.observed_generation = self.tenant.metadata.generation;
+        let mut verdicts = self.verdicts.clone();
+        carry_over(&self.old.conditions, &mut verdicts, &CONCERNS);
+        self.new.conditions = merge_conditions(&self.old.conditions, &verdicts, self.tenant.metadata.generation, now());
+        self.write_new().await
+    }
+
+    /// Writes the place alone: the conditions follow.
+    pub(super) async fn write_place(&mut self) -> Result<bool> {
+        self.write_new().await
+    }
+
+    async fn write_new(&self) -> Result<bool> {
+        let statuses = &self.world.statuses.tenants;
+        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+    }
+}

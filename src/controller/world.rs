@@ -1,0 +1,247 @@
+//! What every controller can see.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::runtime::reflector::{ObjectRef, Store};
+
+use super::{
+    databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns, placements::Placements,
+    queue::Queue, settings::OperatorArgs, state::ChildState,
+};
+use crate::{
+    api::{
+        Application, ApplicationStatus, DatabaseServer, DatabaseServerStatus, Plan, PlanStatus, Pool, PoolStatus,
+        Tenant, TenantStatus,
+    },
+    cluster::{Cluster, Statuses},
+    desired::{self, Catalog, hosts::HostIndex, naming},
+};
+
+/// How often a count in a status is written at most, where nothing else changed.
+const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What every controller can see.
+pub(super) struct World {
+    pub(super) args: OperatorArgs,
+    pub(super) settings: desired::Settings,
+    pub(super) cluster: Cluster<ChildState>,
+    pub(super) facts: Facts,
+    pub(super) stores: Stores,
+    pub(super) queues: Queues,
+    pub(super) statuses: AllStatuses,
+    pub(super) databases: Databases,
+    pub(super) shared: Shared,
+    pub(super) migrations: MigrationRuns,
+    pub(super) backoff: Backoff,
+    pub(super) metrics: Metrics,
+}
+
+/// The resources as the watches tell.
+pub(super) struct Stores {
+    pub(super) tenants: Store<Tenant>,
+    pub(super) plans: Store<Plan>,
+    pub(super) applications: Store<Application>,
+    pub(super) servers: Store<DatabaseServer>,
+    pub(super) pools: Store<Pool>,
+    /// Secrets of the operator's namespace.
+    pub(super) secrets: Store<Secret>,
+    /// ConfigMaps of the operator's namespace.
+    pub(super) config_maps: Store<ConfigMap>,
+}
+
+/// What is to be reconciled.
+pub(super) struct Queues {
+    pub(super) tenants: Queue<Tenant>,
+    pub(super) plans: Queue<Plan>,
+    pub(super) applications: Queue<Application>,
+    pub(super) servers: Queue<DatabaseServer>,
+    pub(super) pools: Queue<Pool>,
+}
+
+/// Statuses that were written and that the watches have not brought yet.
+#[derive(Default)]
+pub(super) struct AllStatuses {
+    pub(super) tenants: Statuses<TenantStatus>,
+    pub(super) plans: Statuses<PlanStatus>,
+    pub(super) applications: Statuses<ApplicationStatus>,
+    pub(super) servers: Statuses<DatabaseServerStatus>,
+    pub(super) pools: Statuses<PoolStatus>,
+}
+
+/// What holds for the cluster as a whole.
+pub(super) struct Facts {
+    /// UID of namespace kube-system: tells one cluster from another.
+    pub(super) cluster_id: String,
+    /// Where the API server is reached.
+    pub(super) api_server: Vec<(IpAddr, u16)>,
+    /// Whether the cluster serves HTTPRoutes.
+    pub(super) http_routes: AtomicBool,
+}
+
+/// What more than one controller changes.
+#[derive(Default)]
+pub(super) struct Shared {
+    placements: Mutex<Placements>,
+    hosts: Mutex<HostIndex>,
+    /// Tenants that wait for a place.
+    waiting: Mutex<BTreeSet<String>>,
+    /// Namespaces whose Secrets and ConfigMaps are watched; true once they were listed.
+    namespaces: Mutex<HashMap<String, bool>>,
+    counted: Mutex<HashMap<String, Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn placements(&self) -> MutexGuard<'_, Placements> {
+        lock(&self.placements)
+    }
+
+    pub(super) fn hosts(&self) -> MutexGuard<'_, HostIndex> {
+        lock(&self.hosts)
+    }
+
+    /// Notes that a tenant waits for a place, or no longer does.
+    pub(super) fn set_waiting(&self, tenant: &str, waits: bool) {
+        let mut waiting = lock(&self.waiting);
+        if waits {
+            waiting.insert(tenant.to_owned());
+        } else {
+            waiting.remove(tenant);
+        }
+    }
+
+    /// The tenants that wait for a place.
+    pub(super) fn waiting(&self) -> Vec<String> {
+        lock(&self.waiting).iter().cloned().collect()
+    }
+
+    /// Notes that a namespace is watched from now on; false if it was before.
+    pub(super) fn begin_namespace(&self, namespace: &str) -> bool {
+        let mut namespaces = lock(&self.namespaces);
+        if namespaces.contains_key(namespace) {
+            return false;
+        }
+        namespaces.insert(namespace.to_owned(), false);
+        true
+    }
+
+    /// Notes that a watched namespace was listed.
+    pub(super) fn namespace_listed(&self, namespace: &str) {
+        if let Some(listed) = lock(&self.namespaces).get_mut(namespace) {
+            *listed = true;
+        }
+    }
+
+    /// Whether all that is in a namespace is known.
+    pub(super) fn is_listed(&self, namespace: &str) -> bool {
+        lock(&self.namespaces).get(namespace).copied().unwrap_or(false)
+    }
+
+    pub(super) fn end_namespace(&self, namespace: &str) {
+        lock(&self.namespaces).remove(namespace);
+    }
+
+    /// The namespaces that are watched.
+    pub(super) fn watched(&self) -> HashSet<String> {
+        lock(&self.namespaces).keys().cloned().collect()
+    }
+
+    /// Whether a count may be written now, or in how long.
+    pub(super) fn may_count(&self, object: &str) -> Result<(), Duration> {
+        let mut counted = lock(&self.counted);
+        let now = Instant::now();
+        match counted.get(object) {
+            Some(last) if now.duration_since(*last) < COUNT_INTERVAL => Err(COUNT_INTERVAL - now.duration_since(*last)),
+            _ => {
+                counted.insert(object.to_owned(), now);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl World {
+    pub(super) fn plan(&self, name: &str) -> Option<Arc<Plan>> {
+        self.stores.plans.get(&ObjectRef::new(name))
+    }
+
+    pub(super) fn application(&self, name: &str) -> Option<Arc<Application>> {
+        self.stores.applications.get(&ObjectRef::new(name))
+    }
+
+    pub(super) fn pool(&self, name: &str) -> Option<Arc<Pool>> {
+        self.stores.pools.get(&ObjectRef::new(name))
+    }
+
+    /// A Secret of the operator's namespace.
+    pub(super) fn secret(&self, name: &str) -> Option<Arc<Secret>> {
+        self.stores.secrets.get(&ObjectRef::new(name).within(&self.args.namespace))
+    }
+
+    /// A ConfigMap of the operator's namespace.
+    pub(super) fn config_map(&self, name: &str) -> Option<Arc<ConfigMap>> {
+        self.stores.config_maps.get(&ObjectRef::new(name).within(&self.args.namespace))
+    }
+
+    /// Whether the cluster serves HTTPRoutes.
+    pub(super) fn serves_http_routes(&self) -> bool {
+        self.facts.http_routes.load(Ordering::Relaxed)
+    }
+
+    /// Looks again at every tenant that waits for a place.
+    pub(super) fn push_waiting(&self) {
+        for tenant in self.shared.waiting() {
+            self.queues.tenants.push(&tenant);
+        }
+    }
+
+    /// Looks again at every tenant that `matches`.
+    pub(super) fn push_tenants(&self, matches: impl Fn(&Tenant) -> bool) {
+        for tenant in self.stores.tenants.state().iter().filter(|tenant| matches(tenant)) {
+            self.queues.tenants.push(tenant.metadata.name.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// Looks again at every pool that `matches`.
+    pub(super) fn push_pools(&self, matches: impl Fn(&Pool) -> bool) {
+        for pool in self.stores.pools.state().iter().filter(|pool| matches(pool)) {
+            self.queues.pools.push(pool.metadata.name.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// How many tenants there are that `matches`.
+    pub(super) fn count_tenants(&self, matches: impl Fn(&Tenant) -> bool) -> i64 {
+        i64::try_from(self.stores.tenants.state().iter().filter(|tenant| matches(tenant)).count()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Catalog for World {
+    fn server(&self, name: &str) -> Option<Arc<DatabaseServer>> {
+        self.stores.servers.get(&ObjectRef::new(name))
+    }
+
+    fn has_plan(&self, name: &str) -> bool {
+        self.plan(name).is_some()
+    }
+
+    fn domains(&self) -> Vec<(String, String)> {
+        let applications = self.stores.applications.state();
+        let domain = |application: &Arc<Application>| {
+            let route = application.spec.route.as_ref()?;
+            Some((application.metadata.name.clone()?, naming::application_domain(route).to_owned()))
+        };
+        applications.iter().filter_map(domain).collect()
+    }
+}

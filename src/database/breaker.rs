@@ -1,0 +1,126 @@
+//! Stops asking a server that can't be reached, so that it holds nobody up.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::error::{Error, ErrorClass, Result};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// After a failed connection, everybody fails at once until one attempt, made after a pause that
+/// doubles up to `longest`, succeeds.
+#[derive(Debug)]
+pub(super) struct Breaker {
+    longest: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    /// Set while the server counts as away.
+    away: Option<Away>,
+    probing: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Away {
+    until: Instant,
+    why: Error,
+}
+
+/// Leave to open a connection. Dropped without an outcome, it lets the next one try.
+#[derive(Debug)]
+pub(super) struct Attempt<'a> {
+    breaker: &'a Breaker,
+    probe: bool,
+}
+
+impl Breaker {
+    pub(super) fn new(longest: Duration) -> Self {
+        Self { longest, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leave to try, or the reason why not to.
+    pub(super) fn attempt(&self) -> Result<Attempt<'_>> {
+        let mut state = self.state();
+        let Some(away) = &state.away else {
+            return Ok(Attempt { breaker: self, probe: false });
+        };
+        let wait = away.until.saturating_duration_since(Instant::now());
+        if !wait.is_zero() || state.probing {
+            let message = format!("{} (not tried again for {} ms)", away.why, wait.as_millis());
+            return Err(match away.why.class() {
+                ErrorClass::Permanent => Error::permanent(message),
+                ErrorClass::Transient | ErrorClass::Waiting => Error::transient(message),
+            });
+        }
+        state.probing = true;
+        Ok(Attempt { breaker: self, probe: true })
+    }
+
+    /// A connection that stood was lost, or no longer answers.
+    pub(super) fn lost(&self, why: &Error) {
+        let mut state = self.state();
+        let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(16)).min(self.longest);
+        state.failures = state.failures.saturating_add(1);
+        state.away = Some(Away { until: Instant::now() + pause, why: why.clone() });
+    }
+}
+
+impl Attempt<'_> {
+    pub(super) fn succeeded(self) {
+        let mut state = self.breaker.state();
+        state.failures = 0;
+        state.away = None;
+    }
+
+    pub(super) fn failed(self, why: &Error) {
+        self.breaker.lost(why);
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.probe {
+            self.breaker.state().probing = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fails_fast_until_a_probe_succeeds() {
+        let breaker = Breaker::new(Duration::from_millis(20));
+        breaker.attempt().expect("closed at first").failed(&Error::transient("down"));
+        let refused = breaker.attempt().expect_err("open");
+        assert_eq!(refused.class(), ErrorClass::Transient);
+        assert!(refused.to_string().starts_with("down (not tried again for "), "{refused}");
+
+        let probe = loop {
+            if let Ok(probe) = breaker.attempt() {
+                break probe;
+            }
+            std::thread::yield_now();
+        };
+        assert!(breaker.attempt().is_err(), "one probe at a time");
+        drop(probe);
+        breaker.attempt().expect("a probe that was given up makes room").succeeded();
+        breaker.attempt().expect("closed again");
+        breaker.attempt().expect("for everybody");
+    }
+
+    #[test]
+    fn what_needs_a_person_stays_so() {
+        let breaker = Breaker::new(Duration::from_secs(10));
+        breaker.attempt().expect("closed").failed(&Error::permanent("wrong CA"));
+        assert_eq!(breaker.attempt().expect_err("open").class(), ErrorClass::Permanent);
+    }
+}

@@ -1,0 +1,395 @@
+//! The operator's connections to one server: bounded over all its databases, and clean.
+//!
+//! A connection goes back only when its last answer has arrived and no transaction is open; one
+//! whose caller went away in between is closed. Transactions set nothing that outlives them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
+
+use super::breaker::Breaker;
+use super::error::{Error, Result};
+use super::server::{Endpoint, ServerConfig};
+use super::sql::Script;
+use super::tls::{Connector, explain};
+use super::types::Statistics;
+
+/// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
+const LIFETIME: Duration = Duration::from_mins(10);
+
+pub(super) struct Pool {
+    pub(super) config: ServerConfig,
+    connector: Connector,
+    places: Arc<Semaphore>,
+    /// Migrations can take hours: they have places of their own, half as many again.
+    migrations: Arc<Semaphore>,
+    shelf: Mutex<Shelf>,
+    breaker: Breaker,
+    /// For the tenants' endpoint, which may be away while the server is there.
+    endpoint_breaker: Breaker,
+    counters: Counters,
+    /// Highest wins; 0 until a leader said who it is.
+    pub(super) fence: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shelf {
+    in_use: usize,
+    idle: Vec<Idle>,
+    janitor: bool,
+}
+
+struct Idle {
+    client: Client,
+    database: String,
+    opened: Instant,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Counters {
+    statements: AtomicU64,
+    round_trips: AtomicU64,
+    connections: AtomicU64,
+}
+
+/// A login's way in.
+pub(super) struct Login<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) database: &'a str,
+    pub(super) user: &'a str,
+    pub(super) password: &'a str,
+    /// Settings in the startup packet; a pooler may not take any.
+    pub(super) options: Option<&'a str>,
+}
+
+impl Pool {
+    pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
+        if config.connections == 0 {
+            return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
+        }
+        Ok(Arc::new(Self {
+            connector: Connector::new(&config.tls)?,
+            places: Arc::new(Semaphore::new(config.connections)),
+            migrations: Arc::new(Semaphore::new(config.connections.div_ceil(2))),
+            shelf: Mutex::default(),
+            breaker: Breaker::new(config.timeouts.breaker),
+            endpoint_breaker: Breaker::new(config.timeouts.breaker),
+            counters: Counters::default(),
+            fence: AtomicU64::new(0),
+            config,
+        }))
+    }
+
+    pub(super) fn statistics(&self) -> Statistics {
+        Statistics {
+            statements: self.counters.statements.load(Ordering::Relaxed),
+            round_trips: self.counters.round_trips.load(Ordering::Relaxed),
+            connections: self.counters.connections.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn count(&self, statements: u64) {
+        self.counters.statements.fetch_add(statements, Ordering::Relaxed);
+        self.counters.round_trips.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection to a database as the admin.
+    pub(super) async fn get(self: &Arc<Self>, database: &str) -> Result<Connection> {
+        let attempt = self.breaker.attempt()?;
+        let config = &self.config;
+        let place = self.place(&self.places).await?;
+        if let Some(idle) = self.take(database) {
+            // Standing connections say nothing about new ones: a probe goes on to the next caller.
+            return Ok(Connection { idle: Some(idle), clean: true, place });
+        }
+        let settings = format!(
+            "-c search_path=pg_catalog,pg_temp -c client_min_messages=warning -c timezone=UTC \
+             -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+            config.timeouts.statement.as_millis(),
+            config.timeouts.lock.as_millis(),
+            config.timeouts.statement.as_millis(),
+        );
+        let endpoint = Endpoint { host: config.host.clone(), port: config.port };
+        let opened = self
+            .log_in(&Login {
+                endpoint: &endpoint,
+                database,
+                user: &config.user,
+                password: config.password.expose(),
+                options: Some(&settings),
+            })
+            .await;
+        match opened {
+            Ok(client) => {
+                attempt.succeeded();
+                let now = Instant::now();
+                let idle = Idle { client, database: database.to_owned(), opened: now, since: now };
+                Ok(Connection { idle: Some(idle), clean: true, place })
+            }
+            Err(error) => {
+                // A database that isn't there says nothing about the server.
+                if error.sqlstate() == Some("3D000") {
+                    attempt.succeeded();
+                } else {
+                    attempt.failed(&error);
+                    self.shelf().idle.clear();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// One of the bounded places, counted as in use while it is held.
+    async fn place(self: &Arc<Self>, places: &Arc<Semaphore>) -> Result<Place> {
+        let config = &self.config;
+        let permit = timeout(config.timeouts.wait, places.clone().acquire_owned())
+            .await
+            .map_err(|_| {
+                Error::transient(format!(
+                    "all connections to {}:{} are in use; waited {:?}",
+                    config.host, config.port, config.timeouts.wait
+                ))
+            })?
+            .expect("never closed");
+        self.shelf().in_use += 1;
+        Ok(Place { pool: self.clone(), _permit: permit })
+    }
+
+    /// Logs in through the tenants' endpoint.
+    pub(super) async fn visit(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
+        let attempt = self.endpoint_breaker.attempt()?;
+        let place = self.place(&self.places).await?;
+        let opened = self.log_in(login).await;
+        match &opened {
+            // A login that is refused says nothing about the server.
+            Err(error) if error.sqlstate().is_none() => attempt.failed(error),
+            _ => attempt.succeeded(),
+        }
+        Ok((opened?, place))
+    }
+
+    /// Logs in to migrate, beside the operator's own connections.
+    pub(super) async fn migrate(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
+        let place = self.place(&self.migrations).await?;
+        Ok((self.log_in(login).await?, place))
+    }
+
+    /// An idle connection to a database, or room for a new one.
+    fn take(&self, database: &str) -> Option<Idle> {
+        let mut shelf = self.shelf();
+        shelf.idle.retain(|idle| !idle.client.is_closed());
+        if let Some(at) = shelf.idle.iter().rposition(|idle| idle.database == database) {
+            return Some(shelf.idle.remove(at));
+        }
+        while !shelf.idle.is_empty() && shelf.in_use + shelf.idle.len() > self.config.connections {
+            shelf.idle.remove(0);
+        }
+        None
+    }
+
+    /// Closes the connections that wait in a database, so that it can be dropped.
+    pub(super) fn leave(&self, database: &str) {
+        self.shelf().idle.retain(|idle| idle.database != database);
+    }
+
+    /// Opens a connection, for the admin or as a tenant's login, within the time for that.
+    pub(super) async fn log_in(&self, login: &Login<'_>) -> Result<Client> {
+        let Endpoint { host, port } = login.endpoint;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(host)
+            .port(*port)
+            .dbname(login.database)
+            .user(login.user)
+            .password(login.password)
+            .application_name("tenantry")
+            .ssl_mode(self.connector.mode())
+            .connect_timeout(self.config.timeouts.connect)
+            .keepalives_idle(Duration::from_secs(30));
+        if let Some(options) = login.options {
+            config.options(options);
+        }
+        self.counters.connections.fetch_add(1, Ordering::Relaxed);
+        let failed = |error: tokio_postgres::Error| explain(host, *port, login.user, &error);
+        let opening = async {
+            match &self.connector {
+                Connector::Verify(tls) => {
+                    let (client, connection) = config.connect(tls.clone()).await.map_err(failed)?;
+                    // Ends with its client; what breaks it shows in the client's next answer.
+                    tokio::spawn(async move { connection.await.ok() });
+                    Ok(client)
+                }
+                Connector::Plain => {
+                    let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+                    tokio::spawn(async move { connection.await.ok() });
+                    Ok(client)
+                }
+            }
+        };
+        timeout(self.config.timeouts.connect, opening).await.unwrap_or_else(|_| {
+            Err(Error::transient(format!("{host}:{port} doesn't answer within {:?}", self.config.timeouts.connect)))
+        })
+    }
+
+    /// Puts a connection back and sees to it that it doesn't wait for ever.
+    fn put_back(self: &Arc<Self>, mut idle: Idle) {
+        idle.since = Instant::now();
+        let mut shelf = self.shelf();
+        shelf.idle.push(idle);
+        if !std::mem::replace(&mut shelf.janitor, true) {
+            tokio::spawn(close_idle(Arc::downgrade(self), self.config.timeouts.idle));
+        }
+    }
+}
+
+/// Closes what waits for longer than `idle`; ends when nothing waits.
+async fn close_idle(pool: Weak<Pool>, idle: Duration) {
+    let mut next = idle;
+    loop {
+        tokio::time::sleep(next).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut shelf = pool.shelf();
+        shelf.idle.retain(|waiting| waiting.since.elapsed() < idle);
+        match shelf.idle.iter().map(|waiting| waiting.since).min() {
+            Some(oldest) => next = idle.saturating_sub(oldest.elapsed()),
+            None => {
+                shelf.janitor = false;
+                return;
+            }
+        }
+    }
+}
+
+/// A place among the bounded connections; free again when dropped.
+pub(super) struct Place {
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.pool.shelf().in_use -= 1;
+    }
+}
+
+/// A connection as the admin, in use. Dropped when it is clean, it goes back to the pool.
+pub(super) struct Connection {
+    idle: Option<Idle>,
+    clean: bool,
+    place: Place,
+}
+
+impl Connection {
+    fn client(&self) -> &Client {
+        &self.idle.as_ref().expect("there until dropped").client
+    }
+
+    /// Runs one statement and returns its rows.
+    pub(super) async fn query(
+        &mut self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>> {
+        self.place.pool.count(1);
+        self.clean = false;
+        let answer = timeout(self.patience(), self.client().query_typed(sql, params)).await;
+        let rows = self.answered(doing, answer)?;
+        self.clean = true;
+        Ok(rows)
+    }
+
+    /// Runs a script as one transaction, behind the fence.
+    pub(super) async fn run(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
+        let fence = self.place.pool.fence.load(Ordering::Relaxed);
+        self.transaction(doing, script, (fence > 0).then_some(fence)).await
+    }
+
+    /// Runs a script as one transaction where there is no fence yet, or none to be had.
+    pub(super) async fn run_unfenced(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
+        self.transaction(doing, script, None).await
+    }
+
+    async fn transaction(&mut self, doing: &str, script: &Script, fence: Option<u64>) -> Result<Vec<SimpleQueryRow>> {
+        let (text, count) = script.transaction(fence);
+        self.send(doing, &text, count).await
+    }
+
+    /// Runs one statement that can't be in a transaction.
+    pub(super) async fn run_alone(&mut self, doing: &str, statement: &str) -> Result<()> {
+        self.send(doing, statement, 1).await.map(drop)
+    }
+
+    async fn send(&mut self, doing: &str, text: &str, count: u64) -> Result<Vec<SimpleQueryRow>> {
+        self.place.pool.count(count);
+        self.clean = false;
+        let answer = timeout(self.patience(), self.client().simple_query(text)).await;
+        match self.answered(doing, answer) {
+            Ok(messages) => {
+                self.clean = true;
+                Ok(messages
+                    .into_iter()
+                    .filter_map(|message| match message {
+                        SimpleQueryMessage::Row(row) => Some(row),
+                        _ => None,
+                    })
+                    .collect())
+            }
+            Err(error) => {
+                // What failed inside a transaction leaves it open.
+                if error.sqlstate().is_some() && !self.client().is_closed() {
+                    self.place.pool.count(1);
+                    let ended = timeout(self.patience(), self.client().batch_execute("ROLLBACK")).await;
+                    self.clean = matches!(ended, Ok(Ok(())));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The server ends statements itself; this is for one that no longer answers.
+    fn patience(&self) -> Duration {
+        self.place.pool.config.timeouts.statement * 2 + self.place.pool.config.timeouts.connect
+    }
+
+    fn answered<T>(
+        &self,
+        doing: &str,
+        answer: std::result::Result<std::result::Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
+    ) -> Result<T> {
+        let pool = &self.place.pool;
+        let error = match answer {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) if error.as_db_error().is_some() => {
+                return Err(Error::from_postgres(doing, &error));
+            }
+            Ok(Err(error)) => Error::from_postgres(doing, &error),
+            Err(_) => Error::transient(format!("{doing}: {}:{} no longer answers", pool.config.host, pool.config.port)),
+        };
+        // A connection that broke by itself: the next one finds out what is the matter.
+        if !self.client().is_closed() {
+            pool.breaker.lost(&error);
+            pool.shelf().idle.clear();
+        }
+        Err(error)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let idle = self.idle.take().expect("taken here alone");
+        if self.clean && !idle.client.is_closed() && idle.opened.elapsed() < LIFETIME {
+            self.place.pool.put_back(idle);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Databases: made, marked, closed to strangers, and their schema `tenantry` kept up to date.
+
+use tokio_postgres::error::SqlState;
+
+use super::error::{Error, Result};
+use super::pool::Connection;
+use super::server::{OWNER, Server};
+use super::sql::{Script, ident, literal};
+use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
+
+/// The versions of schema `tenantry`, each a file that is run once. Only ever add to them.
+const VERSIONS: [&str; 2] = [include_str!("sql/001_tables.sql"), include_str!("sql/002_usage.sql")];
+const PRIVILEGES: &str = include_str!("sql/003_privileges.sql");
+
+/// What stands between a database and its tenants. All of it false or zero is as it should be.
+const EXPOSED: &str = "
+    SELECT d.datdba <> 'tenantry_owner'::regrole,
+           has_database_privilege('public', d.oid, 'CONNECT')
+             OR has_database_privilege('public', d.oid, 'TEMPORARY')
+             OR has_database_privilege('public', d.oid, 'CREATE'),
+           coalesce(has_schema_privilege('public', to_regnamespace('public')::oid, 'USAGE')
+             OR has_schema_privilege('public', to_regnamespace('public')::oid, 'CREATE'), false),
+           coalesce(has_schema_privilege('public', to_regnamespace('tenantry')::oid, 'USAGE'), true),
+           d.datconnlimit
+      FROM pg_database d WHERE d.datname = current_database()";
+
+impl DatabaseSpec {
+    fn mark(&self) -> DatabaseMark {
+        DatabaseMark { cluster_id: self.cluster_id.clone(), purpose: self.purpose.clone() }
+    }
+
+    fn connection_limit(&self) -> i32 {
+        self.connection_limit.map_or(-1, |limit| i32::try_from(limit).unwrap_or(i32::MAX))
+    }
+}
+
+/// The role that a database's tenants are members of: it alone may enter.
+pub(super) fn tenants_role(database: &str) -> String {
+    format!("{database}_tenants")
+}
+
+/// Statements that settle who may do what in schema `tenantry`.
+pub(super) fn privileges(tenants: &str) -> String {
+    PRIVILEGES.replace("{tenants}", &ident(tenants))
+}
+
+impl Server {
+    /// Makes the database, its schema `tenantry` and the privileges around it, or brings them up
+    /// to date. Nothing to do costs two statements. A database of that name that another
+    /// cluster's operator, or nobody, made is a permanent error and stays as it is.
+    pub async fn ensure_database(&self, spec: &DatabaseSpec) -> Result<()> {
+        spec.validate()?;
+        let mut connection = match self.connect(&spec.name).await {
+            Ok(connection) => connection,
+            // 42501: somebody else's database, which the admin may not even enter.
+            Err(error) if error.sqlstate() == Some("42501") => {
+                return Err(error.explained(foreign(&spec.name, "it belongs to somebody else")));
+            }
+            Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {
+                self.create_database(spec).await?;
+                self.connect(&spec.name).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let mut installed = installed_version(&mut connection, spec).await?;
+        if installed == 0 {
+            match self.install(&mut connection, spec).await {
+                // Another operator was faster; its mark says which.
+                Err(error) if error.is(&SqlState::DUPLICATE_SCHEMA) => {}
+                other => other?,
+            }
+            installed = installed_version(&mut connection, spec).await?;
+        }
+        if installed < VERSIONS.len() {
+            self.upgrade(&mut connection, spec, installed).await?;
+        }
+        self.close_to_public(&mut connection, spec).await
+    }
+
+    /// Drops a database of this cluster in which no tenant has a record any more. One that is
+    /// gone already is a success.
+    pub async fn drop_database(&self, name: &str, cluster_id: &str) -> Result<()> {
+        validate_database_name(name)?;
+        match self.connect(name).await {
+            Ok(mut connection) => {
+                let rows = connection
+                    .query(
+                        "can't look into the database",
+                        "SELECT d.cluster_id, (SELECT count(*) FROM tenantry.tenant),
+                                (SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NULL AND dead_at IS NULL)
+                           FROM tenantry.database d",
+                        &[],
+                    )
+                    .await
+                    .map_err(|error| match error.sqlstate() {
+                        Some("42P01" | "3F000" | "42501") => {
+                            error.explained(foreign(name, "it has no record of an owner"))
+                        }
+                        _ => error,
+                    })?;
+                let row =
+                    rows.first().ok_or_else(|| Error::permanent(foreign(name, "it has no record of an owner")))?;
+                let owner: String = row.get(0);
+                if owner != cluster_id {
+                    return Err(Error::permanent(foreign(name, &format!("it belongs to cluster {owner}"))));
+                }
+                let (tenants, unsent): (i64, i64) = (row.get(1), row.get(2));
+                if tenants > 0 || unsent > 0 {
+                    return Err(Error::waiting(format!(
+                        "database {name:?} still holds {tenants} tenants and {unsent} usage events that nobody has acknowledged"
+                    )));
+                }
+            }
+            Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {}
+            Err(error) => return Err(error),
+        }
+        self.pool.leave(name);
+        let mut admin = self.admin().await?;
+        admin.run_alone("can't drop the database", &format!("DROP DATABASE IF EXISTS {}", ident(name))).await?;
+        let mut script = Script::new();
+        script.add(format!("DROP ROLE IF EXISTS {}", ident(&tenants_role(name))));
+        admin.run_unfenced("can't drop the tenants' role of the database", &script).await?;
+        Ok(())
+    }
+
+    /// The role that owns everything of the operator's, and the admin's way to it.
+    async fn ensure_owner(&self, admin: &mut Connection) -> Result<()> {
+        let facts = self.facts().await?;
+        let doing = "can't make role tenantry_owner";
+        let query = "
+            SELECT r.rolcanlogin OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+                   OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid),
+                   pg_has_role(r.oid, 'USAGE')
+              FROM pg_roles r WHERE r.rolname = 'tenantry_owner'";
+        let rows = admin.query(doing, query, &[]).await?;
+        let (weak, ours): (bool, bool) = match rows.first() {
+            Some(row) => (row.get(0), row.get(1)),
+            None => {
+                let mut script = Script::new();
+                script.add(format!("CREATE ROLE {OWNER} NOLOGIN")).add(facts.take(OWNER));
+                match admin.run_unfenced(doing, &script).await {
+                    Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => {
+                        return Err(Error::transient(error.to_string()));
+                    }
+                    other => other.map(drop)?,
+                }
+                return Ok(());
+            }
+        };
+        if weak {
+            return Err(Error::permanent(
+                "role tenantry_owner has a login, an attribute or a membership; it must have none: take them away from it",
+            ));
+        }
+        if !ours {
+            let mut script = Script::new();
+            script.add(facts.take(OWNER));
+            admin.run_unfenced(doing, &script).await.map_err(|error| {
+                error.explained(format!(
+                    "the admin {:?} is not a member of role tenantry_owner, which exists: run GRANT tenantry_owner TO {} WITH ADMIN OPTION",
+                    facts.name,
+                    ident(&facts.name)
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn create_database(&self, spec: &DatabaseSpec) -> Result<()> {
+        let mut admin = self.admin().await?;
+        self.ensure_owner(&mut admin).await?;
+        let name = ident(&spec.name);
+        // From template0: nothing that somebody left in template1 becomes every tenant's.
+        let create = format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'");
+        match admin.run_alone("can't make the database", &create).await {
+            Err(error) if error.is(&SqlState::DUPLICATE_DATABASE) => {}
+            other => other?,
+        }
+        let mut script = Script::new();
+        script.add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"));
+        admin.run_unfenced("can't close the database to PUBLIC", &script).await?;
+        Ok(())
+    }
+
+    /// Makes schema `tenantry` and everything around it in one transaction, so that it is there
+    /// whole and marked, or not at all.
+    async fn install(&self, connection: &mut Connection, spec: &DatabaseSpec) -> Result<()> {
+        let facts = self.facts().await?;
+        let role = tenants_role(&spec.name);
+        let (name, tenants, mark) = (ident(&spec.name), ident(&role), spec.mark().comment());
+        let mut script = Script::new();
+        script
+            .add(format!("CREATE ROLE {tenants} NOLOGIN"))
+            .add(facts.take(&tenants))
+            .add(format!("COMMENT ON ROLE {tenants} IS {}", literal(&mark)))
+            .add(format!("SET LOCAL ROLE {OWNER}"))
+            .add(format!("CREATE SCHEMA tenantry AUTHORIZATION {OWNER}"))
+            .add("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC");
+        for version in VERSIONS {
+            script.add(version);
+        }
+        script
+            .add(privileges(&role))
+            .add(format!(
+                "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
+                literal(&spec.cluster_id),
+                literal(spec.purpose.kind()),
+                literal(spec.purpose.object()),
+                literal(&role),
+                VERSIONS.len()
+            ))
+            .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+            .add(format!("GRANT CONNECT ON DATABASE {name} TO {tenants}"))
+            .add(format!("COMMENT ON DATABASE {name} IS {}", literal(&mark)))
+            // PostgreSQL's own schema public belongs to the database's owner.
+            .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+        connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
+            if error.is(&SqlState::DUPLICATE_OBJECT) {
+                error.explained(format!(
+                    "role {role:?} exists already and is nobody's record: drop it, or choose another database name"
+                ))
+            } else {
+                error
+            }
+        })
+    }
+
+    async fn upgrade(&self, connection: &mut Connection, spec: &DatabaseSpec, installed: usize) -> Result<()> {
+        for (at, version) in VERSIONS.iter().enumerate().skip(installed) {
+            let mut script = Script::new();
+            script.add(format!("SET LOCAL ROLE {OWNER}"));
+            // Taken first: of two operators that upgrade, the second finds its work done and fails.
+            script.add(format!(
+                "UPDATE tenantry.database SET schema_version = CASE WHEN schema_version = {at} THEN {} ELSE NULL END",
+                at + 1
+            ));
+            script.add(*version);
+            script.add(privileges(&tenants_role(&spec.name)));
+            connection.run("can't bring schema tenantry up to date", &script).await?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the database is closed to everybody but its tenants, and proves it: a
+    /// REVOKE that changes nothing is only a warning.
+    async fn close_to_public(&self, connection: &mut Connection, spec: &DatabaseSpec) -> Result<()> {
+        let doing = "can't look at the database's privileges";
+        for repaired in [false, true] {
+            let rows = connection.query(doing, EXPOSED, &[]).await?;
+            let row = rows.first().ok_or_else(|| Error::transient("the database has just gone"))?;
+            let limit: i32 = row.get(4);
+            let wrong: Vec<&str> = [
+                "it does not belong to tenantry_owner",
+                "PUBLIC has a privilege on it",
+                "PUBLIC may use schema public",
+                "PUBLIC may use schema tenantry",
+            ]
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, what)| row.get::<_, bool>(at).then_some(what))
+            .collect();
+            if wrong.is_empty() && limit == spec.connection_limit() {
+                return Ok(());
+            }
+            if repaired {
+                return Err(Error::permanent(format!(
+                    "database {:?} is not isolated: {}; its owner has to be tenantry_owner and PUBLIC must have nothing",
+                    spec.name,
+                    wrong.join(", ")
+                )));
+            }
+            let name = ident(&spec.name);
+            let mut script = Script::new();
+            script
+                .add(format!("SET LOCAL ROLE {OWNER}"))
+                .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+                .add(format!("ALTER DATABASE {name} CONNECTION LIMIT {}", spec.connection_limit()))
+                .add("DO $$ BEGIN IF to_regnamespace('public') IS NOT NULL THEN REVOKE ALL ON SCHEMA public FROM PUBLIC; END IF; END $$")
+                .add("REVOKE ALL ON SCHEMA tenantry FROM PUBLIC");
+            connection.run("can't close the database to PUBLIC", &script).await?;
+        }
+        Ok(())
+    }
+}
+
+fn foreign(name: &str, why: &str) -> String {
+    format!(
+        "database {name:?} was not made by this operator ({why}); it stays as it is: rename it, or give this one another name"
+    )
+}
+
+/// The version of schema `tenantry` in a database of ours; 0 where it was only just made.
+async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> Result<usize> {
+    let rows = connection
+        .query(
+            "can't read whose the database is",
+            "SELECT cluster_id, kind, object, schema_version FROM tenantry.database",
+            &[],
+        )
+        .await;
+    let rows = match rows {
+        Ok(rows) => rows,
+        // No schema, no table, or somebody else's.
+        Err(error) if matches!(error.sqlstate(), Some("42P01" | "3F000" | "42501")) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    if let Some(row) = rows.first() {
+        let (cluster, kind, object): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        if cluster != spec.cluster_id {
+            return Err(Error::permanent(foreign(&spec.name, &format!("it belongs to cluster {cluster}"))));
+        }
+        if (kind.as_str(), object.as_str()) != (spec.purpose.kind(), spec.purpose.object()) {
+            return Err(Error::permanent(foreign(&spec.name, &format!("it was made for {kind} {object}"))));
+        }
+        let version: i32 = row.get(3);
+        return Ok(usize::try_from(version).unwrap_or(0));
+    }
+    // A database that was begun and not finished belongs to tenantry_owner and holds nothing.
+    let rows = connection
+        .query(
+            "can't see whose the database is",
+            "SELECT d.datdba = coalesce(to_regrole('tenantry_owner'), 0::oid)
+                    AND to_regnamespace('tenantry') IS NULL
+                    AND NOT EXISTS (SELECT FROM pg_class WHERE oid >= 16384)
+               FROM pg_database d WHERE d.datname = current_database()",
+            &[],
+        )
+        .await?;
+    if rows.first().is_some_and(|row| row.get(0)) {
+        return Ok(0);
+    }
+    Err(Error::permanent(foreign(&spec.name, "it has no record of an owner")))
+}

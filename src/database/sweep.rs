@@ -1,0 +1,400 @@
+//! The sweep: what tenants or strangers changed in roles and privileges, found for all tenants of a
+//! database at once and put right.
+//!
+//! Four statements look, one transaction repairs. What they saw may have changed by then, so a
+//! repair of a role takes hold only if the rows that it was judged by are still the same.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::Deserialize;
+use tokio_postgres::Row;
+
+use super::error::Result;
+use super::identity::TenantId;
+use super::logins::close_where;
+use super::pool::Connection;
+use super::roles::{LoginShape, memberships};
+use super::schema::{privileges, tenants_role};
+use super::server::{AdminFacts, OWNER, Server};
+use super::sql::{Script, ident, literal};
+use super::types::{Finding, SweepReport, TenantSettings};
+
+/// Every role that a tenant should have, with what it is like and what it should be judged by.
+const ROLES: &str = "
+    SELECT t.id, t.id || s.suffix, t.state, t.suspended, t.connection_limit, t.temp_file_limit_kb,
+           t.statement_timeout_ms, t.max_transaction_ms, l.state, t.xmin::text || '/' || coalesce(l.xmin::text, ''),
+           r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(r.rolconnlimit, -1),
+           coalesce(r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls, false),
+           coalesce(r.rolinherit, true), shobj_description(r.oid, 'pg_authid'),
+           (SELECT jsonb_agg(jsonb_build_object('database', d.datname, 'settings', c.setconfig))
+              FROM pg_db_role_setting c LEFT JOIN pg_database d ON d.oid = c.setdatabase WHERE c.setrole = r.oid),
+           n.oid IS NOT NULL AND n.nspowner = o.oid
+      FROM tenantry.tenant t
+     CROSS JOIN (VALUES ('_app_a'), ('_app_b'), ('_mig'), ('_rw'), ('_owner')) AS s (suffix)
+      LEFT JOIN tenantry.login l ON l.name = t.id || s.suffix
+      LEFT JOIN pg_roles r ON r.rolname = t.id || s.suffix
+      LEFT JOIN pg_roles o ON o.rolname = t.id || '_owner'
+      LEFT JOIN pg_namespace n ON n.nspname = CASE t.state WHEN 'Live' THEN t.id ELSE 'd_' || t.id END
+     WHERE t.state IN ('Live', 'Retained') ORDER BY 2";
+
+/// Memberships in the tenants' roles and of them. The admin's own, and a superuser's, are theirs.
+const MEMBERSHIPS: &str = "
+    WITH role AS (
+        SELECT r.oid FROM tenantry.tenant t
+         CROSS JOIN (VALUES ('_app_a'), ('_app_b'), ('_mig'), ('_rw'), ('_owner')) AS s (suffix)
+          JOIN pg_roles r ON r.rolname = t.id || s.suffix
+        UNION ALL SELECT r.oid FROM tenantry.database d JOIN pg_roles r ON r.rolname = d.tenants_role
+        UNION ALL SELECT to_regrole('tenantry_owner')::oid
+    )
+    SELECT r.rolname::text, m.rolname::text, coalesce(g.rolname::text, ''), a.admin_option
+      FROM pg_auth_members a
+      JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles g ON g.oid = a.grantor
+     WHERE (a.roleid IN (SELECT oid FROM role) OR a.member IN (SELECT oid FROM role))
+       AND m.rolname <> current_user AND NOT m.rolsuper ORDER BY 1, 2";
+
+/// Privileges that nobody should have: on tenants' schemas and large objects, on the database, on
+/// schema public, and on all that is tenantry's. As (tenant, kind, object, privilege, grantee),
+/// the grantee NULL for PUBLIC.
+const GRANTS: &str = "
+    WITH us AS (SELECT to_regrole('tenantry_owner')::oid AS owner, r.oid AS tenants, d.tenants_role
+                  FROM tenantry.database d JOIN pg_roles r ON r.rolname = d.tenants_role),
+    own AS (SELECT c.oid, c.relname, c.relkind, c.relacl, c.relowner FROM pg_class c
+             WHERE c.relnamespace = to_regnamespace('tenantry') AND c.relkind IN ('r', 'p', 'v', 'm', 'S')),
+    found (tenant, kind, object, privilege, grantee) AS (
+        SELECT t.id, 'SCHEMA', n.nspname::text, a.privilege_type, a.grantee
+          FROM tenantry.tenant t
+          JOIN pg_namespace n ON n.nspname IN (t.id, 'd_' || t.id)
+          JOIN pg_roles o ON o.rolname = t.id || '_owner' JOIN pg_roles w ON w.rolname = t.id || '_rw'
+         CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
+         WHERE a.grantee <> o.oid AND (a.grantee <> w.oid OR a.privilege_type <> 'USAGE' OR a.is_grantable)
+        UNION ALL
+        SELECT NULL, 'DATABASE', d.datname::text, a.privilege_type, a.grantee
+          FROM us, pg_database d CROSS JOIN LATERAL aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
+         WHERE d.datname = current_database() AND a.grantee <> us.owner
+           AND (a.grantee <> us.tenants OR a.privilege_type <> 'CONNECT' OR a.is_grantable)
+        UNION ALL
+        SELECT NULL, 'SCHEMA', n.nspname::text, a.privilege_type, a.grantee
+          FROM us, pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
+         WHERE n.nspname IN ('tenantry', 'public') AND a.grantee NOT IN (us.owner, n.nspowner)
+           AND (n.nspname = 'public' OR a.grantee <> us.tenants OR a.privilege_type <> 'USAGE' OR a.is_grantable)
+        UNION ALL
+        SELECT NULL, CASE own.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, 'tenantry.' || quote_ident(own.relname),
+               a.privilege_type, a.grantee
+          FROM us, own CROSS JOIN LATERAL aclexplode(own.relacl) AS a WHERE a.grantee <> us.owner
+        UNION ALL
+        SELECT NULL, 'TABLE', 'tenantry.' || quote_ident(own.relname), a.privilege_type, a.grantee
+          FROM us, own JOIN pg_attribute c ON c.attrelid = own.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
+         WHERE a.grantee <> us.owner
+        UNION ALL
+        SELECT NULL, 'FUNCTION', p.oid::regprocedure::text, a.privilege_type, a.grantee
+          FROM us, pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+         WHERE p.pronamespace = to_regnamespace('tenantry') AND a.grantee <> us.owner
+           AND (a.grantee <> us.tenants OR a.is_grantable
+                OR p.proname NOT IN ('record_usage', 'record_usages', 'set_usage', 'my_limits', 'record_migration'))
+        UNION ALL
+        SELECT t.id, 'LARGE OBJECT', b.oid::text, a.privilege_type, a.grantee
+          FROM pg_largeobject_metadata b CROSS JOIN LATERAL aclexplode(b.lomacl) AS a
+          JOIN pg_roles o ON o.oid = b.lomowner JOIN tenantry.tenant t ON o.rolname LIKE t.id || '\\_%'
+         WHERE b.lomacl IS NOT NULL AND a.grantee <> b.lomowner
+           AND NOT EXISTS (SELECT FROM pg_roles g WHERE g.oid = a.grantee AND g.rolname LIKE t.id || '\\_%')
+    )
+    SELECT DISTINCT f.tenant, f.kind, f.object, f.privilege, g.rolname::text
+      FROM found f LEFT JOIN pg_roles g ON g.oid = f.grantee
+     WHERE f.grantee = 0 OR NOT g.rolsuper ORDER BY 1, 2, 3, 4, 5";
+
+/// Privileges that somebody should have and has not, as (tenant, what): of a tenant's runtime role
+/// on its schema, and of all tenants on the functions.
+const MISSING: &str = "
+    SELECT t.id, n.nspname::text FROM tenantry.tenant t JOIN pg_namespace n ON n.nspname = t.id
+      JOIN pg_roles w ON w.rolname = t.id || '_rw'
+     WHERE t.state = 'Live' AND NOT has_schema_privilege(w.oid, n.oid, 'USAGE')
+    UNION ALL
+    SELECT NULL, f FROM tenantry.database d,
+           unnest(ARRAY['record_usage(text, bigint, text)', 'record_usages(text[], bigint[], text)',
+                        'set_usage(text, bigint, text)', 'my_limits()', 'record_migration(text, text)']) AS f
+     WHERE NOT has_function_privilege(d.tenants_role, 'tenantry.' || f, 'EXECUTE')
+    UNION ALL
+    SELECT NULL, 'CONNECT' FROM tenantry.database d
+     WHERE NOT has_database_privilege(d.tenants_role, current_database(), 'CONNECT')
+        OR NOT has_schema_privilege(d.tenants_role, 'tenantry', 'USAGE')";
+
+impl Server {
+    /// Compares roles, their settings and memberships, and privileges with the records, for all
+    /// tenants of a database in a constant number of statements, and repairs what differs.
+    ///
+    /// A password that a tenant changed itself can't be read by anybody but a superuser:
+    /// [`prove`](Self::prove) finds that, and a login issued anew repairs it.
+    pub async fn sweep(&self, database: &str) -> Result<SweepReport> {
+        let facts = self.facts().await?;
+        let mut connection = self.connect(database).await?;
+        let mut sweep = Sweep { database, facts: &facts, script: Script::new(), report: SweepReport::default() };
+        let roles = sweep.roles(self, &mut connection).await?;
+        sweep.memberships(&mut connection, &roles).await?;
+        sweep.grants(&mut connection).await?;
+        sweep.missing(&mut connection).await?;
+        if !sweep.script.is_empty() {
+            connection.run("can't repair what the sweep found", &sweep.script).await?;
+        }
+        Ok(sweep.report)
+    }
+}
+
+struct Sweep<'a> {
+    database: &'a str,
+    facts: &'a AdminFacts,
+    script: Script,
+    report: SweepReport,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    /// `None` for settings that hold in every database.
+    database: Option<String>,
+    settings: Vec<String>,
+}
+
+impl Sweep<'_> {
+    fn repaired(&mut self, id: Option<&TenantId>, what: String) {
+        self.report.repaired.push(Finding { id: id.cloned(), what });
+    }
+
+    fn unrepaired(&mut self, id: &TenantId, what: String) {
+        self.report.unrepaired.push(Finding { id: Some(id.clone()), what });
+    }
+
+    /// Attributes, settings and marks of all roles. Returns the tenants whose roles are all there.
+    async fn roles(&mut self, server: &Server, connection: &mut Connection) -> Result<Vec<TenantId>> {
+        let rows = connection.query("can't look at the tenants' roles", ROLES, &[]).await?;
+        let mut whole: HashMap<TenantId, bool> = HashMap::new();
+        for row in &rows {
+            let id: TenantId = row.get::<_, &str>(0).parse()?;
+            let role: String = row.get(1);
+            let there: bool = row.get(10);
+            *whole.entry(id.clone()).or_insert(true) &= there;
+            if there {
+                self.role(server, &id, &role, row);
+            } else {
+                self.unrepaired(&id, format!("role {role} is gone"));
+            }
+            if role == id.owner() && !row.get::<_, bool>(17) {
+                self.unrepaired(&id, "its schema is gone, or belongs to somebody else".to_owned());
+            }
+        }
+        let mut whole: Vec<TenantId> = whole.into_iter().filter_map(|(id, whole)| whole.then_some(id)).collect();
+        whole.sort();
+        Ok(whole)
+    }
+
+    fn role(&mut self, server: &Server, id: &TenantId, role: &str, row: &Row) {
+        let name = ident(role);
+        let live = row.get::<_, &str>(2) == "Live";
+        let shapes = LoginShape::of(id, &settings(row), self.facts);
+        let shape = shapes.iter().find(|shape| shape.name == role);
+        let login_state: Option<&str> = row.get(8);
+        let mut fixes = Vec::new();
+
+        if row.get(13) {
+            self.unrepaired(
+                id,
+                format!("role {role} has an attribute such as CREATEROLE; as a superuser take it away"),
+            );
+        }
+        if !row.get::<_, bool>(14) {
+            self.repaired(Some(id), format!("role {role} was NOINHERIT"));
+            fixes.push(format!("ALTER ROLE {name} INHERIT"));
+        }
+        // A migration that this process does not run was cut off: its login is closed.
+        if role == id.migrator() && login_state == Some("Pending") && !server.is_migrating(id) {
+            self.repaired(Some(id), format!("login {role} was open although no migration runs"));
+            let version = row.get::<_, &str>(9).split_once('/').map_or("", |(_, login)| login);
+            self.script.add(close_where(&format!("name = {} AND xmin::text = {}", literal(role), literal(version))));
+            return;
+        }
+        let suspended = row.get::<_, bool>(3) && role != id.migrator();
+        let should = live && !suspended && login_state.is_some_and(|state| state != "Closed");
+        let can: bool = row.get(11);
+        if can != should {
+            self.repaired(Some(id), format!("role {role} {} log in", if can { "could" } else { "could not" }));
+            fixes.push(format!("ALTER ROLE {name} {}", if should { "LOGIN" } else { "NOLOGIN" }));
+        }
+        if let Some(shape) = shape {
+            let limit: i32 = row.get(12);
+            if i64::from(limit) != i64::from(shape.connection_limit) {
+                self.repaired(Some(id), format!("role {role} had a connection limit of {limit}"));
+                fixes.push(format!("ALTER ROLE {name} CONNECTION LIMIT {}", shape.connection_limit));
+            }
+            if row.get::<_, Option<&str>>(15) != Some(shape.comment.as_str()) {
+                self.repaired(Some(id), format!("role {role} had another comment"));
+                fixes.push(format!("COMMENT ON ROLE {name} IS {}", literal(&shape.comment)));
+            }
+        }
+        fixes.extend(self.settings(id, role, shape, row));
+        for fix in fixes {
+            self.script.add(if_unchanged(id, row.get(9), role, &fix));
+        }
+    }
+
+    /// Statements that bring a role's settings to what they should be, in this database and in all.
+    fn settings(&mut self, id: &TenantId, role: &str, shape: Option<&LoginShape>, row: &Row) -> Vec<String> {
+        let name = ident(role);
+        let stored: Vec<Stored> = row
+            .get::<_, Option<serde_json::Value>>(16)
+            .and_then(|value| serde_json::from_value(value).ok())
+            .unwrap_or_default();
+        let wanted: BTreeSet<String> = shape.map(LoginShape::stored_settings).unwrap_or_default().into_iter().collect();
+        let mut fixes = Vec::new();
+        let mut here = BTreeSet::new();
+        for stored in stored {
+            match stored.database {
+                Some(database) if database == self.database => here.extend(stored.settings),
+                Some(database) => {
+                    self.repaired(
+                        Some(id),
+                        format!("role {role} had settings in database {database:?}: {}", stored.settings.join(", ")),
+                    );
+                    fixes.push(format!("ALTER ROLE {name} IN DATABASE {} RESET ALL", ident(&database)));
+                }
+                None => {
+                    self.repaired(
+                        Some(id),
+                        format!("role {role} had settings of its own: {}", stored.settings.join(", ")),
+                    );
+                    fixes.push(format!("ALTER ROLE {name} RESET ALL"));
+                }
+            }
+        }
+        if here != wanted {
+            let list = |items: Vec<&String>| items.iter().map(|item| item.as_str()).collect::<Vec<_>>().join(", ");
+            self.repaired(
+                Some(id),
+                format!(
+                    "role {role} had settings {{{}}} instead of {{{}}}",
+                    list(here.difference(&wanted).collect()),
+                    list(wanted.difference(&here).collect())
+                ),
+            );
+            match shape {
+                Some(shape) => fixes.extend(shape.set(self.database)),
+                None => fixes.push(format!("ALTER ROLE {name} IN DATABASE {} RESET ALL", ident(self.database))),
+            }
+        }
+        fixes
+    }
+
+    async fn memberships(&mut self, connection: &mut Connection, tenants: &[TenantId]) -> Result<()> {
+        let rows = connection.query("can't look at memberships", MEMBERSHIPS, &[]).await?;
+        let group = tenants_role(self.database);
+        let mut missing: HashMap<(String, String), (TenantId, String)> = HashMap::new();
+        for id in tenants {
+            for membership in memberships(id, &group) {
+                let grant = membership.grant(self.facts);
+                missing.insert((membership.role, membership.member), (id.clone(), grant));
+            }
+        }
+        let expected: BTreeSet<(String, String)> = missing.keys().cloned().collect();
+        for row in &rows {
+            let (role, member, grantor): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+            let (key, admin) = ((role, member), row.get::<_, bool>(3));
+            missing.remove(&key);
+            let (role, member) = key;
+            let known = expected.contains(&(role.clone(), member.clone()));
+            let id = tenants.iter().find(|id| id.roles().contains(&role) || id.roles().contains(&member)).cloned();
+            // What belongs to a tenant that is just being made or dropped is not judged here.
+            if known && !admin || !known && id.is_none() && role != OWNER && member != OWNER {
+                continue;
+            }
+            let by = if self.facts.version >= 160_000 && !grantor.is_empty() {
+                format!(" GRANTED BY {}", ident(&grantor))
+            } else {
+                String::new()
+            };
+            let option = if known { "ADMIN OPTION FOR " } else { "" };
+            self.repaired(
+                id.as_ref(),
+                format!("{member} was a member of {role}{}", if known { " with ADMIN OPTION" } else { "" }),
+            );
+            self.script.add(format!("REVOKE {option}{} FROM {}{by}", ident(&role), ident(&member)));
+        }
+        let mut missing: Vec<_> = missing.into_iter().collect();
+        missing.sort_by(|one, other| one.0.cmp(&other.0));
+        for ((role, member), (id, grant)) in missing {
+            self.repaired(Some(&id), format!("{member} was no member of {role}"));
+            self.script.add(grant);
+        }
+        Ok(())
+    }
+
+    async fn grants(&mut self, connection: &mut Connection) -> Result<()> {
+        let rows = connection.query("can't look at privileges", GRANTS, &[]).await?;
+        for row in &rows {
+            let id: Option<TenantId> = row.get::<_, Option<&str>>(0).map(str::parse).transpose()?;
+            let (kind, object, privilege): (String, String, String) = (row.get(1), row.get(2), row.get(3));
+            let grantee: Option<String> = row.get(4);
+            let who = grantee.as_deref().unwrap_or("PUBLIC");
+            self.repaired(id.as_ref(), format!("{who} had {privilege} on {} {object}", kind.to_lowercase()));
+            let object = match kind.as_str() {
+                "SCHEMA" | "DATABASE" => ident(&object),
+                _ => object,
+            };
+            let to = grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), ident);
+            self.script.add(format!("REVOKE {privilege} ON {kind} {object} FROM {to} CASCADE"));
+        }
+        Ok(())
+    }
+
+    async fn missing(&mut self, connection: &mut Connection) -> Result<()> {
+        let rows = connection.query("can't look for missing privileges", MISSING, &[]).await?;
+        let (mut usage, mut own) = (Vec::new(), Vec::new());
+        for row in &rows {
+            match row.get::<_, Option<&str>>(0) {
+                Some(id) => usage.push(id.parse::<TenantId>()?),
+                None => own.push(row.get::<_, String>(1)),
+            }
+        }
+        for id in usage {
+            self.repaired(Some(&id), format!("{} had no USAGE on its schema", id.runtime()));
+            self.script.add(format!("GRANT USAGE ON SCHEMA {} TO {}", ident(id.schema()), ident(&id.runtime())));
+        }
+        if !own.is_empty() {
+            self.repaired(None, format!("tenants lacked privileges: {}", own.join(", ")));
+            let tenants = tenants_role(self.database);
+            self.script.add(format!("GRANT CONNECT ON DATABASE {} TO {}", ident(self.database), ident(&tenants)));
+            self.script.add(privileges(&tenants));
+        }
+        Ok(())
+    }
+}
+
+/// A statement that runs only if the rows by which it was found to be needed are as they were.
+fn if_unchanged(id: &TenantId, version: &str, role: &str, statement: &str) -> String {
+    let (tenant, login) = version.split_once('/').unwrap_or((version, ""));
+    let mut condition = format!(
+        "PERFORM FROM tenantry.tenant WHERE id = {} AND xmin::text = {} FOR NO KEY UPDATE",
+        literal(id.as_str()),
+        literal(tenant)
+    );
+    if !login.is_empty() {
+        condition = format!(
+            "{condition}; IF FOUND THEN PERFORM FROM tenantry.login WHERE name = {} AND xmin::text = {} FOR NO KEY UPDATE; END IF",
+            literal(role),
+            literal(login)
+        );
+    }
+    format!("DO {}", literal(&format!("BEGIN {condition}; IF FOUND THEN {statement}; END IF; END")))
+}
+
+/// As much of the settings as decides what a role is like.
+fn settings(row: &Row) -> TenantSettings {
+    let natural = |at: usize| row.get::<_, Option<i64>>(at).and_then(|number| u64::try_from(number).ok());
+    TenantSettings {
+        plan: String::new(),
+        plan_revision: String::new(),
+        suspended: row.get(3),
+        connection_limit: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
+        temp_file_limit: natural(5).map(|kilobytes| kilobytes * 1024),
+        statement_timeout: natural(6).map(std::time::Duration::from_millis),
+        max_transaction: natural(7).map(std::time::Duration::from_millis),
+        period_anchor: jiff::Timestamp::UNIX_EPOCH,
+        time_zone: String::new(),
+    }
+}

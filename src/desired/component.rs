@@ -1,0 +1,244 @@
+//! One component in one namespace: Deployment, Service, autoscaler, disruption budget.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        autoscaling::v2::{
+            CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
+            MetricTarget, ResourceMetricSource,
+        },
+        core::v1::{PodTemplateSpec, Service, ServicePort, ServiceSpec},
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+
+use super::{
+    Fault, Kind, Object,
+    naming::{self, Owner},
+    pod,
+    sidecar::Sidecar,
+    template,
+};
+use crate::api::{Component, Tier};
+
+/// One component in one namespace.
+#[derive(Clone, Copy)]
+pub(super) struct Workload<'a> {
+    pub component: &'a Component,
+    /// The field of the component, such as `spec.components[0]`.
+    pub path: &'a str,
+    pub tier: Tier,
+    pub application: &'a str,
+    pub owner: Owner<'a>,
+    pub namespace: &'a str,
+    /// The agent, for a pool's components that get the tenants' credentials.
+    pub sidecar: Option<Sidecar<'a>>,
+    /// How long a rollout may take, in seconds.
+    pub deadline_seconds: Option<i32>,
+    /// The replicas to hold while an autoscaler has not set any yet.
+    pub held_replicas: Option<i32>,
+}
+
+/// What one component comes to.
+pub(super) struct WorkloadObjects {
+    pub deployment: Object,
+    pub service: Option<Object>,
+    pub autoscaler: Option<Object>,
+    pub disruption_budget: Option<Object>,
+}
+
+/// What is wrong with a component.
+pub(super) fn component_faults(path: &str, component: &Component) -> Vec<Fault> {
+    match template::decode(&format!("{path}.template"), component) {
+        Ok(template) => autoscaling_faults(path, component, &template),
+        Err(faults) => faults,
+    }
+}
+
+/// An autoscaler divides use by what is requested, so it needs a request of every container.
+fn autoscaling_faults(path: &str, component: &Component, template: &PodTemplateSpec) -> Vec<Fault> {
+    let Some(autoscaling) = &component.autoscaling else { return Vec::new() };
+    let tiers = [Tier::Pooled, Tier::Bridge, Tier::Dedicated];
+    if tiers.iter().all(|tier| autoscaling.get(*tier).is_none()) {
+        return Vec::new();
+    }
+    let containers = template.spec.iter().flat_map(|spec| &spec.containers).enumerate();
+    containers
+        .filter(|(_, container)| {
+            let resources = container.resources.as_ref();
+            let has_cpu =
+                |amounts: Option<&BTreeMap<String, _>>| amounts.is_some_and(|amounts| amounts.contains_key("cpu"));
+            // A limit stands in for a request that is left out.
+            !has_cpu(resources.and_then(|it| it.requests.as_ref()))
+                && !has_cpu(resources.and_then(|it| it.limits.as_ref()))
+        })
+        .map(|(index, _)| {
+            let message = "autoscaling measures CPU use in percent of the request, and this container requests none: \
+                           add resources.requests.cpu";
+            Fault::new(template::INVALID, format!("{path}.template.spec.containers[{index}].resources"), message)
+        })
+        .collect()
+}
+
+impl Workload<'_> {
+    /// The objects of the component.
+    pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
+        let template = template::decode(&format!("{}.template", self.path), self.component)?;
+        let faults = autoscaling_faults(self.path, self.component, &template);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        Ok(WorkloadObjects {
+            deployment: self.deployment(template),
+            service: self.component.port.map(|port| self.service(port)),
+            autoscaler: self.autoscaler(),
+            disruption_budget: self.disruption_budget(),
+        })
+    }
+
+    /// The pool or tenant that the component runs for.
+    pub(super) fn instance(&self) -> &str {
+        match self.owner {
+            Owner::Pool(name) | Owner::Tenant { name, .. } => name,
+        }
+    }
+
+    pub(super) fn selector(&self) -> BTreeMap<String, String> {
+        naming::selector(self.instance(), &self.component.name)
+    }
+
+    /// The labels of the component's objects and pods.
+    pub(super) fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = naming::labels(self.application, self.owner);
+        labels.insert(naming::LABEL_NAME.to_owned(), self.application.to_owned());
+        labels.extend(self.selector());
+        labels
+    }
+
+    fn metadata(&self) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(self.component.name.clone()),
+            namespace: Some(self.namespace.to_owned()),
+            labels: Some(self.labels()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn label_selector(&self) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.selector()), ..LabelSelector::default() }
+    }
+
+    fn fixed_replicas(&self) -> i32 {
+        self.component.replicas.as_ref().and_then(|replicas| replicas.get(self.tier)).map_or(1, |replicas| replicas.0)
+    }
+
+    fn autoscaling(&self) -> Option<&crate::api::Autoscaling> {
+        self.component.autoscaling.as_ref().and_then(|autoscaling| autoscaling.get(self.tier))
+    }
+
+    fn deployment(&self, template: PodTemplateSpec) -> Object {
+        // An autoscaler owns the count once it has set one; see `PoolInput::held_replicas`.
+        let replicas = match self.autoscaling() {
+            Some(_) => self.held_replicas,
+            None => Some(self.fixed_replicas()),
+        };
+        let deployment = Deployment {
+            metadata: self.metadata(),
+            spec: Some(DeploymentSpec {
+                replicas,
+                selector: self.label_selector(),
+                template: pod::complete(self, template),
+                // A new pod must be available before an old one goes, so that a rollout is
+                // never an outage, also with a single replica.
+                strategy: Some(DeploymentStrategy {
+                    type_: Some("RollingUpdate".to_owned()),
+                    rolling_update: Some(RollingUpdateDeployment {
+                        max_surge: Some(IntOrString::String("25%".to_owned())),
+                        max_unavailable: Some(IntOrString::Int(0)),
+                    }),
+                }),
+                progress_deadline_seconds: self.deadline_seconds,
+                revision_history_limit: Some(3),
+                ..DeploymentSpec::default()
+            }),
+            status: None,
+        };
+        Object::typed(Kind::Deployment, &deployment)
+    }
+
+    fn service(&self, port: i32) -> Object {
+        let service = Service {
+            metadata: self.metadata(),
+            spec: Some(ServiceSpec {
+                type_: Some("ClusterIP".to_owned()),
+                selector: Some(self.selector()),
+                ports: Some(vec![ServicePort {
+                    port,
+                    protocol: Some("TCP".to_owned()),
+                    target_port: Some(IntOrString::Int(port)),
+                    ..ServicePort::default()
+                }]),
+                ..ServiceSpec::default()
+            }),
+            status: None,
+        };
+        Object::typed(Kind::Service, &service)
+    }
+
+    fn autoscaler(&self) -> Option<Object> {
+        let autoscaling = self.autoscaling()?;
+        let autoscaler = HorizontalPodAutoscaler {
+            metadata: self.metadata(),
+            spec: HorizontalPodAutoscalerSpec {
+                min_replicas: Some(autoscaling.min_replicas),
+                max_replicas: autoscaling.max_replicas,
+                scale_target_ref: CrossVersionObjectReference {
+                    api_version: Some(Kind::Deployment.api_version()),
+                    kind: Kind::Deployment.as_str().to_owned(),
+                    name: self.component.name.clone(),
+                },
+                metrics: Some(vec![MetricSpec {
+                    type_: "Resource".to_owned(),
+                    resource: Some(ResourceMetricSource {
+                        name: "cpu".to_owned(),
+                        target: MetricTarget {
+                            type_: "Utilization".to_owned(),
+                            average_utilization: Some(autoscaling.target_cpu_percent),
+                            ..MetricTarget::default()
+                        },
+                    }),
+                    ..MetricSpec::default()
+                }]),
+                ..HorizontalPodAutoscalerSpec::default()
+            },
+            status: None,
+        };
+        Some(Object::typed(Kind::HorizontalPodAutoscaler, &autoscaler))
+    }
+
+    /// Only where there is more than one replica: with one, a budget would hold up the
+    /// draining of its node for ever.
+    fn disruption_budget(&self) -> Option<Object> {
+        let fewest = self.autoscaling().map_or_else(|| self.fixed_replicas(), |autoscaling| autoscaling.min_replicas);
+        if fewest < 2 {
+            return None;
+        }
+        let budget = PodDisruptionBudget {
+            metadata: self.metadata(),
+            spec: Some(PodDisruptionBudgetSpec {
+                selector: Some(self.label_selector()),
+                max_unavailable: Some(self.component.max_unavailable.clone().unwrap_or(IntOrString::Int(1))),
+                unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+                ..PodDisruptionBudgetSpec::default()
+            }),
+            status: None,
+        };
+        Some(Object::typed(Kind::PodDisruptionBudget, &budget))
+    }
+}

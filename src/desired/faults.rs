@@ -1,0 +1,116 @@
+//! What is wrong with an Application, a Pool or a DatabaseServer by itself.
+
+use super::{
+    Catalog, Fault, Kind, checks,
+    component::component_faults,
+    naming::{RESERVED_PREFIX, SECRET_SUFFIX},
+    peers, pool,
+};
+use crate::api::{Application, DatabaseServer, Pool, Tier};
+
+/// What is wrong with an Application: templates, network peers, shared objects, servers.
+pub fn application_faults(application: &Application, catalog: &impl Catalog) -> Vec<Fault> {
+    let components = application.spec.components.iter().enumerate();
+    let mut faults: Vec<Fault> = components
+        .flat_map(|(index, component)| component_faults(&format!("spec.components[{index}]"), component))
+        .collect();
+    faults.extend(peer_faults(application));
+    faults.extend(shared_faults(application));
+    faults.extend(server_list_faults(application, catalog));
+    faults
+}
+
+/// What is wrong with an Application's network peers.
+pub(super) fn peer_faults(application: &Application) -> Vec<Fault> {
+    let from = application.spec.route.as_ref().and_then(|route| route.from.as_deref()).unwrap_or_default();
+    let mut faults = peers::peer_faults("spec.route.from", from);
+    for (index, rule) in application.spec.egress.iter().flatten().enumerate() {
+        faults.extend(peers::peer_faults(&format!("spec.egress[{index}].to"), &rule.to));
+        let ports = rule.ports.as_deref().unwrap_or_default();
+        faults.extend(peers::port_faults(&format!("spec.egress[{index}].ports"), ports));
+    }
+    faults
+}
+
+/// Names of shared objects that something else in the namespaces has or may get.
+pub(super) fn shared_faults(application: &Application) -> Vec<Fault> {
+    let Some(shared) = &application.spec.shared else { return Vec::new() };
+    let secrets = shared.secrets.iter().flatten().enumerate();
+    let secrets = secrets.map(|(index, name)| (Kind::Secret, format!("spec.shared.secrets[{index}]"), name));
+    let config_maps = shared.config_maps.iter().flatten().enumerate();
+    let config_maps =
+        config_maps.map(|(index, name)| (Kind::ConfigMap, format!("spec.shared.configMaps[{index}]"), name));
+    let taken = |kind: Kind, name: &str| match kind {
+        Kind::Secret if name.ends_with(SECRET_SUFFIX) => {
+            Some(format!("names that end in {SECRET_SUFFIX} are those of tenants' Secrets"))
+        }
+        Kind::ConfigMap if name == "kube-root-ca.crt" => Some("Kubernetes itself has it in every namespace".to_owned()),
+        _ if name.starts_with(RESERVED_PREFIX) => {
+            Some(format!("names that begin with {RESERVED_PREFIX} are Tenantry's own"))
+        }
+        _ => None,
+    };
+    secrets
+        .chain(config_maps)
+        .filter_map(|(kind, path, name)| {
+            let message = format!("{kind} {name} can't be shared, since {}: give it another name", taken(kind, name)?);
+            Some(Fault::new("ReservedName", path, message))
+        })
+        .collect()
+}
+
+/// Servers that are not there, or don't take the tier that they are listed for. One that is
+/// reserved for a tenant may be listed: it is passed over for the others.
+fn server_list_faults(application: &Application, catalog: &impl Catalog) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for tier in [Tier::Pooled, Tier::Bridge, Tier::Dedicated] {
+        let choice = application.spec.database.get(tier);
+        for (index, name) in choice.into_iter().flat_map(|choice| &choice.servers).enumerate() {
+            let path = format!("spec.database.{tier}.servers[{index}]");
+            let Some(server) = catalog.server(name) else {
+                faults.push(checks::unknown_server(&path, name));
+                continue;
+            };
+            let tenant = server.spec.reserved_for.as_deref();
+            if let Some(why) = checks::refusal(name, &server, tier, tenant) {
+                faults.push(Fault::new("ServerRefusesTier", path, format!("{why}: change that, or remove it here")));
+            }
+        }
+    }
+    faults
+}
+
+/// What is wrong with a Pool.
+pub fn pool_faults(pool: &Pool, application: Option<&Application>, server: Option<&DatabaseServer>) -> Vec<Fault> {
+    let spec = &pool.spec;
+    let mut faults = Vec::new();
+    if application.is_none() {
+        let message = format!("there is no Application {}: create it, or delete the Pool", spec.application);
+        faults.push(Fault::new("UnknownApplication", "spec.application", message));
+    }
+    let Some(server) = server else {
+        let message = format!("there is no DatabaseServer {}: create it, or delete the Pool", spec.server);
+        faults.push(Fault::new("UnknownServer", "spec.server", message));
+        return faults;
+    };
+    if let Some(why) = checks::refusal(&spec.server, server, Tier::Pooled, None) {
+        let message = format!("{why}: change that, or make a Pool on another server");
+        faults.push(Fault::new("ServerRefusesTier", "spec.server", message));
+    }
+    let schemas = pool::schemas_per_database(server);
+    if let Some(asked) = spec.max_tenants.filter(|asked| i64::from(*asked) > i64::from(schemas)) {
+        let message = format!(
+            "{asked} tenants don't fit into one database of DatabaseServer {}, which takes {schemas}: lower \
+             maxTenants, or raise spec.capacity.schemasPerDatabase there",
+            spec.server
+        );
+        faults.push(Fault::new("PoolTooLarge", "spec.maxTenants", message));
+    }
+    faults
+}
+
+/// What is wrong with a DatabaseServer.
+pub fn server_faults(server: &DatabaseServer) -> Vec<Fault> {
+    let peers = server.spec.network.as_ref().map(|network| network.to.as_slice()).unwrap_or_default();
+    peers::peer_faults("spec.network.to", peers)
+}

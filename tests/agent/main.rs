@@ -1,0 +1,6 @@
+//! `tenantry agent` against a real API server.
+
+mod faults;
+mod files;
+mod ground;
+mod rights;

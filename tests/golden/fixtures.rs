@@ -1,0 +1,147 @@
+//! The fixtures, and what the operator adds to them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tenantry::{
+    api::{Application, DatabaseServer, Plan, Pool, Tenant},
+    desired::{Catalog, Fault, Kind, Object, PoolInput, PoolObjects, Settings, SharedContent, pool_objects},
+};
+
+fn read<T: DeserializeOwned>(text: &str) -> T {
+    serde_saphyr::from_str(text).unwrap()
+}
+
+pub fn application() -> Application {
+    read(include_str!("fixtures/application.yaml"))
+}
+
+pub fn server() -> DatabaseServer {
+    read(include_str!("fixtures/server.yaml"))
+}
+
+pub fn pool() -> Pool {
+    read(include_str!("fixtures/pool.yaml"))
+}
+
+pub fn plan() -> Plan {
+    read(include_str!("fixtures/plan.yaml"))
+}
+
+pub fn tenant() -> Tenant {
+    read(include_str!("fixtures/tenant.yaml"))
+}
+
+/// An application with one component of the given name whose template is `template`.
+pub fn application_with(component: Value) -> Application {
+    let mut application = application();
+    application.spec.components = vec![serde_json::from_value(component).unwrap()];
+    application.spec.route = None;
+    application.spec.shared = None;
+    application
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        operator_namespace: "tenantry-system".into(),
+        operator_service_account: "tenantry".into(),
+        agent_image: "ghcr.io/tenantry/tenantry:0.1.0".into(),
+        agent_pull_policy: Some("IfNotPresent".into()),
+        agent_resources: None,
+    }
+}
+
+pub fn shared() -> Vec<SharedContent> {
+    vec![
+        SharedContent {
+            kind: Kind::Secret,
+            name: "registry".into(),
+            type_: Some("kubernetes.io/dockerconfigjson".into()),
+            data: BTreeMap::from([(".dockerconfigjson".into(), "e30=".into())]),
+            binary_data: BTreeMap::new(),
+        },
+        SharedContent {
+            kind: Kind::ConfigMap,
+            name: "branding".into(),
+            type_: None,
+            data: BTreeMap::from([("colour".into(), "teal".into())]),
+            binary_data: BTreeMap::from([("logo.png".into(), "iVBORw0KGgo=".into())]),
+        },
+    ]
+}
+
+/// The API server's endpoints, one of each family.
+pub const API_SERVER: [(IpAddr, u16); 2] = [
+    (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10)), 6443),
+    (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 6443),
+];
+
+/// The objects of the fixture's pool with another application and server.
+pub fn build(
+    application: &Application,
+    server: &DatabaseServer,
+    held: &BTreeMap<String, i32>,
+) -> Result<PoolObjects, Vec<Fault>> {
+    pool_objects(&PoolInput {
+        pool: &pool(),
+        application,
+        server,
+        shared: &shared(),
+        settings: &settings(),
+        api_server: &API_SERVER,
+        held_replicas: held,
+    })
+}
+
+/// The object of a kind and name.
+pub fn find<'a>(objects: &'a [Object], kind: Kind, name: &str) -> &'a Value {
+    let object = objects.iter().find(|object| object.kind == kind && object.name == name);
+    &object.unwrap_or_else(|| panic!("there is no {kind} {name}")).body
+}
+
+/// Objects as one YAML stream.
+pub fn yaml<'a>(objects: impl IntoIterator<Item = &'a Object>) -> String {
+    let document = |object: &Object| serde_saphyr::to_string(&object.body).unwrap();
+    objects.into_iter().map(document).collect::<Vec<_>>().join("---\n")
+}
+
+/// A catalog of the servers and plans that are put into it.
+#[derive(Default)]
+pub struct Shelf {
+    pub servers: BTreeMap<String, DatabaseServer>,
+    pub plans: Vec<String>,
+    pub domains: Vec<(String, String)>,
+}
+
+impl Catalog for Shelf {
+    fn server(&self, name: &str) -> Option<Arc<DatabaseServer>> {
+        self.servers.get(name).cloned().map(Arc::new)
+    }
+
+    fn has_plan(&self, name: &str) -> bool {
+        self.plans.iter().any(|plan| plan == name)
+    }
+
+    fn domains(&self) -> Vec<(String, String)> {
+        self.domains.clone()
+    }
+}
+
+/// The catalog with the fixture's server and plan.
+pub fn shelf() -> Shelf {
+    Shelf {
+        servers: BTreeMap::from([("main".to_owned(), server())]),
+        plans: vec!["smb".to_owned()],
+        domains: Vec::new(),
+    }
+}
+
+/// Faults as `reason path`, for comparing.
+pub fn brief(faults: &[Fault]) -> Vec<String> {
+    faults.iter().map(|fault| format!("{} {}", fault.reason, fault.path)).collect()
+}

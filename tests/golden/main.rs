@@ -1,0 +1,10 @@
+//! Desired state against files: what a user writes, and the objects that come of it.
+
+#![expect(clippy::unwrap_used, reason = "a fixture that can't be read is a failed test")]
+
+mod fixtures;
+mod module_order;
+mod objects;
+mod properties;
+mod templates;
+mod tenants;

@@ -1,0 +1,252 @@
+//! Faults of an Application: each with the path of the field that is to be changed.
+
+use serde_json::{Value, json};
+use tenantry::desired::{Fault, application_faults, join_faults, pool_faults, server_faults};
+
+use crate::fixtures::{application, application_with, brief, build, pool, server, shelf};
+
+/// The faults of a component whose pod spec is the given one, after `change`.
+fn faults_of(change: impl FnOnce(&mut Value)) -> Vec<Fault> {
+    let mut component = json!({
+        "name": "api",
+        "database": true,
+        "template": {"spec": {"containers": [{"name": "api", "image": "crm"}]}},
+    });
+    change(&mut component);
+    application_faults(&application_with(component), &shelf())
+}
+
+#[test]
+fn a_template_that_does_not_decode_names_the_path() {
+    let cases: [(&str, Value, &str); 8] = [
+        (
+            "/containers",
+            json!([{"name": "a", "image": "b", "ports": [{"containerPort": "http"}]}]),
+            "containers[0].ports[0].containerPort",
+        ),
+        (
+            "/containers",
+            json!([{"name": "a", "image": "b", "imagePulPolicy": "Always"}]),
+            "containers[0].imagePulPolicy",
+        ),
+        (
+            "/containers",
+            json!([{"name": "a", "image": "b", "env": [{"name": "X", "value": 1}]}]),
+            "containers[0].env[0].value",
+        ),
+        (
+            "/containers",
+            json!([{"name": "a", "image": "b", "resources": {"limits": {"cpu": "1 core"}}}]),
+            "containers[0].resources.limits.cpu",
+        ),
+        (
+            "/containers",
+            json!([{"name": "a", "image": "b", "securityContext": {"runAsUser": "me"}}]),
+            "containers[0].securityContext.runAsUser",
+        ),
+        ("/containers", json!({"name": "a"}), "containers"),
+        ("/volumes", json!([{"name": "v", "emptyDir": {"sizeLimit": "big"}}]), "volumes[0].emptyDir.sizeLimit"),
+        ("/terminationGracePeriodSeconds", json!("30s"), "terminationGracePeriodSeconds"),
+    ];
+    for (pointer, value, path) in cases {
+        let faults = faults_of(|component| component["template"]["spec"][&pointer[1..]] = value);
+        assert_eq!(brief(&faults), [format!("InvalidTemplate spec.components[0].template.spec.{path}")], "{faults:?}");
+    }
+    let faults = faults_of(|component| component["template"] = json!({"spec": "x"}));
+    assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.spec"]);
+    let faults = faults_of(|component| component["template"] = json!({}));
+    assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.spec.containers"]);
+}
+
+#[test]
+fn what_no_deployment_or_agent_can_run_is_refused() {
+    let container = json!({"name": "api", "image": "crm"});
+    let cases: [(Value, &str); 15] = [
+        (json!({"containers": []}), "containers"),
+        (json!({"containers": [{"name": "api"}]}), "containers[0].image"),
+        (json!({"containers": [{"name": "API", "image": "x"}]}), "containers[0].name"),
+        (json!({"containers": [container, container]}), "containers[1].name"),
+        (json!({"containers": [container], "initContainers": [container]}), "containers[0].name"),
+        (json!({"containers": [{"name": "tenantry-agent", "image": "x"}]}), "containers[0].name"),
+        (
+            json!({"containers": [container], "volumes": [{"name": "tenantry-tenants", "emptyDir": {}}]}),
+            "volumes[0].name",
+        ),
+        (
+            json!({"containers": [{"name": "api", "image": "x", "volumeMounts": [{"name": "gone", "mountPath": "/x"}]}]}),
+            "containers[0].volumeMounts[0].name",
+        ),
+        (
+            json!({"containers": [{"name": "api", "image": "x", "ports": [{"containerPort": 70_000}]}]}),
+            "containers[0].ports[0].containerPort",
+        ),
+        (
+            json!({"containers": [{"name": "api", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/var/run/tenantry/x"}]}], "volumes": [{"name": "v", "emptyDir": {}}]}),
+            "containers[0].volumeMounts[0].mountPath",
+        ),
+        (json!({"containers": [container], "restartPolicy": "Never"}), "restartPolicy"),
+        (json!({"containers": [container], "activeDeadlineSeconds": 5}), "activeDeadlineSeconds"),
+        (json!({"containers": [container], "serviceAccountName": "mine"}), "serviceAccountName"),
+        (json!({"containers": [container], "automountServiceAccountToken": true}), "automountServiceAccountToken"),
+        (
+            json!({"containers": [container], "volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}),
+            "volumes[0].projected",
+        ),
+    ];
+    for (spec, path) in cases {
+        let faults = faults_of(|component| component["template"]["spec"] = spec);
+        assert_eq!(brief(&faults), [format!("InvalidTemplate spec.components[0].template.spec.{path}")], "{faults:?}");
+    }
+    let faults = faults_of(|component| {
+        component["template"]["metadata"] = json!({"labels": {"app.kubernetes.io/component": "x"}})
+    });
+    assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.metadata.labels"]);
+}
+
+#[test]
+fn what_pod_security_would_refuse_later_is_refused_now() {
+    let container = |context: Value| json!({"containers": [{"name": "api", "image": "x", "securityContext": context}]});
+    let pod = |context: Value| json!({"containers": [{"name": "api", "image": "x"}], "securityContext": context});
+    let plus = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x"}], field: value});
+    let on = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x", field: value}]});
+    let inside = "containers[0].securityContext";
+    let cases: [(Value, String); 23] = [
+        (plus("hostNetwork", json!(true)), "hostNetwork".into()),
+        (plus("hostPID", json!(true)), "hostPID".into()),
+        (plus("hostIPC", json!(true)), "hostIPC".into()),
+        (plus("volumes", json!([{"name": "h", "hostPath": {"path": "/"}}])), "volumes[0]".into()),
+        (plus("volumes", json!([{"name": "h", "nfs": {"path": "/", "server": "s"}}])), "volumes[0]".into()),
+        (on("ports", json!([{"containerPort": 80, "hostPort": 80}])), "containers[0].ports[0].hostPort".into()),
+        (
+            on("livenessProbe", json!({"httpGet": {"port": 80, "host": "10.0.0.1"}})),
+            "containers[0].livenessProbe".into(),
+        ),
+        (
+            on("lifecycle", json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
+            "containers[0].lifecycle.preStop".into(),
+        ),
+        (pod(json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
+        (pod(json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
+        (pod(json!({"seccompProfile": {"type": "Unconfined"}})), "securityContext.seccompProfile".into()),
+        (pod(json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})), "securityContext.sysctls[0]".into()),
+        (pod(json!({"seLinuxOptions": {"type": "spc_t"}})), "securityContext.seLinuxOptions.type".into()),
+        (pod(json!({"appArmorProfile": {"type": "Unconfined"}})), "securityContext.appArmorProfile".into()),
+        (container(json!({"privileged": true})), format!("{inside}.privileged")),
+        (container(json!({"allowPrivilegeEscalation": true})), format!("{inside}.allowPrivilegeEscalation")),
+        (container(json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
+        (container(json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
+        (container(json!({"procMount": "Unmasked"})), format!("{inside}.procMount")),
+        (container(json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
+        (container(json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
+        (container(json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
+        (container(json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
+    ];
+    for (spec, path) in cases {
+        let faults = faults_of(|component| component["template"]["spec"] = spec);
+        let expected = [format!("ForbiddenByPodSecurity spec.components[0].template.spec.{path}")];
+        assert_eq!(brief(&faults), expected, "{faults:?}");
+        assert!(faults[0].message.contains("restricted"), "{}", faults[0].message);
+    }
+    let allowed = [
+        container(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000})),
+        pod(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
+        pod(json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
+        on("livenessProbe", json!({"httpGet": {"port": 80}})),
+    ];
+    for spec in allowed {
+        let faults = faults_of(|component| component["template"]["spec"] = spec);
+        assert_eq!(brief(&faults), [""; 0]);
+    }
+}
+
+#[test]
+fn without_credentials_a_pod_may_have_a_token_of_no_worth() {
+    let faults = faults_of(|component| {
+        component["database"] = json!(false);
+        component["template"]["spec"]["automountServiceAccountToken"] = json!(true);
+    });
+    assert_eq!(brief(&faults), [""; 0]);
+}
+
+#[test]
+fn autoscaling_needs_a_cpu_request() {
+    let autoscale = |component: &mut Value| {
+        component["autoscaling"] = json!({"pooled": {"minReplicas": 1, "maxReplicas": 2, "targetCpuPercent": 50}});
+    };
+    let faults = faults_of(autoscale);
+    assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.spec.containers[0].resources"]);
+    let faults = faults_of(|component| {
+        autoscale(component);
+        component["template"]["spec"]["containers"][0]["resources"] = json!({"limits": {"cpu": 1}});
+    });
+    assert_eq!(brief(&faults), [""; 0]);
+}
+
+#[test]
+fn the_fixture_has_no_fault_and_a_fault_leaves_no_objects() {
+    assert_eq!(brief(&application_faults(&application(), &shelf())), [""; 0]);
+    let mut application = application();
+    application.spec.components[1].template.0.clear();
+    application.spec.shared.as_mut().unwrap().secrets = Some(vec!["elsewhere".into()]);
+    let mut server = server();
+    server.spec.network = serde_json::from_value(json!({"to": [{}]})).unwrap();
+    let faults = build(&application, &server, &Default::default()).unwrap_err();
+    let expected = [
+        "InvalidPeer DatabaseServer main: spec.network.to[0]",
+        "SharedObjectMissing spec.shared.secrets[0]",
+        "InvalidTemplate spec.components[1].template.spec.containers",
+    ];
+    assert_eq!(brief(&faults), expected);
+}
+
+#[test]
+fn peers_names_and_servers_of_an_application_are_checked() {
+    let mut application = application();
+    application.spec.route.as_mut().unwrap().from = serde_json::from_value(json!([{}])).unwrap();
+    application.spec.egress = serde_json::from_value(json!([
+        {"to": [{"ipBlock": {"cidr": "everywhere"}}], "ports": [{"port": 0}]},
+    ]))
+    .unwrap();
+    application.spec.shared = serde_json::from_value(json!({
+        "secrets": ["acme-database", "tenantry-x", "fine"], "configMaps": ["kube-root-ca.crt", "fine"],
+    }))
+    .unwrap();
+    application.spec.database = serde_json::from_value(json!({
+        "pooled": {"servers": ["main", "gone", "reserved"]}, "dedicated": {"servers": ["reserved", "narrow"]},
+    }))
+    .unwrap();
+    let mut shelf = shelf();
+    let mut reserved = server();
+    reserved.spec.reserved_for = Some("mega".into());
+    let mut narrow = server();
+    narrow.spec.accepts = serde_json::from_value(json!(["pooled"])).unwrap();
+    shelf.servers.extend([("reserved".into(), reserved), ("narrow".into(), narrow)]);
+    let faults = application_faults(&application, &shelf);
+    let expected = [
+        "InvalidPeer spec.route.from[0]",
+        "InvalidPeer spec.egress[0].to[0].ipBlock.cidr",
+        "InvalidPeer spec.egress[0].ports[0].port",
+        "ReservedName spec.shared.secrets[0]",
+        "ReservedName spec.shared.secrets[1]",
+        "ReservedName spec.shared.configMaps[0]",
+        "UnknownServer spec.database.pooled.servers[1]",
+        "ServerRefusesTier spec.database.pooled.servers[2]",
+        "ServerRefusesTier spec.database.dedicated.servers[1]",
+    ];
+    assert_eq!(brief(&faults), expected);
+    assert!(join_faults(&faults).ends_with("; and 6 more"));
+    assert_eq!(brief(&server_faults(&server())), [""; 0]);
+}
+
+#[test]
+fn a_pool_needs_its_application_and_a_server_that_takes_it() {
+    let mut pool = pool();
+    assert_eq!(brief(&pool_faults(&pool, Some(&application()), Some(&server()))), [""; 0]);
+    let both = pool_faults(&pool, None, None);
+    assert_eq!(brief(&both), ["UnknownApplication spec.application", "UnknownServer spec.server"]);
+    pool.spec.max_tenants = Some(1_001);
+    let mut server = server();
+    server.spec.reserved_for = Some("mega".into());
+    let faults = pool_faults(&pool, Some(&application()), Some(&server));
+    assert_eq!(brief(&faults), ["ServerRefusesTier spec.server", "PoolTooLarge spec.maxTenants"]);
+}
