@@ -356,6 +356,7 @@ fn spawn(spec: &Spec, log: File) -> Result<Running, Error> {
                     .into_iter()
                     .filter_map(|name| Some((name, std::env::var_os(name)?))),
             )
+            .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone()?)
             .stderr(log);
         Ok(command)
