@@ -2,6 +2,7 @@
 //! they say.
 
 mod application;
+mod changes;
 mod conditions;
 mod databases;
 mod failure;
@@ -14,6 +15,7 @@ mod placements;
 mod plan;
 mod pool;
 mod queue;
+mod routes;
 mod server;
 mod settings;
 mod state;

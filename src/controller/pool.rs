@@ -282,12 +282,10 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
     let connected = world.databases.get(&pool.spec.server);
     let database = Pool::database_name(&name);
     match connected {
-        Some(connected) => {
-            // What tenants left (Retain) stays where it is, and the database with it.
-            if connected.find_in(&database, |_| true).is_empty() {
-                connected.server.drop_database(&database, &world.facts.cluster_id).await?;
-                connected.forget_database(&database);
-            }
+        // What tenants left (Retain) stays where it is, and the database with it.
+        Some(connected) if connected.find_in(&database, |_| true).is_empty() => {
+            connected.server.drop_database(&database, &world.facts.cluster_id).await?;
+            connected.forget_database(&database);
         }
         None if world.server(&pool.spec.server).is_some() => {
             return Err(Failure {
@@ -296,7 +294,7 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
                 message: format!("DatabaseServer {} is not connected; the Pool waits for it", pool.spec.server),
             });
         }
-        None => {}
+        Some(_) | None => {}
     }
     let namespace = naming::pool_namespace(&name);
     let key = Key { kind: Kind::Namespace, namespace: None, name: namespace.clone() };
