@@ -39,9 +39,7 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
     let uid = |tenant: &Tenant| tenant.metadata.uid.clone().unwrap_or_default();
     match &change.new {
         Some(new) => {
-            if let Some(pool) = new.status.as_ref().and_then(|status| status.pool.as_deref()) {
-                world.shared.placements().place(&uid(new), pool);
-            }
+            tenant::note_place(new, world);
             if let Some(old) = change.old.as_ref().filter(|old| uid(old) != uid(new)) {
                 world.shared.placements().release(&uid(old));
             }
@@ -97,11 +95,18 @@ fn claim_hosts(world: &Arc<World>, tenant: &Tenant) {
     let created = tenant.metadata.creation_timestamp.as_ref().map(|time| time.0).unwrap_or_default();
     let routed =
         tenant.status.as_ref().and_then(|status| find_condition(&status.conditions, ConditionType::RouteReady));
+    let mut index = world.shared.hosts();
     let serving = match routed {
-        Some(condition) if condition.status == "True" => hosts.iter().cloned().collect(),
-        _ => BTreeSet::new(),
+        Some(condition) if condition.status != "True" => BTreeSet::new(),
+        Some(condition) if condition.observed_generation == tenant.metadata.generation => {
+            hosts.iter().cloned().collect()
+        }
+        // The route still has the hosts of an older spec, and none that came with this one.
+        Some(_) => hosts.iter().filter(|host| index.is_serving(&name, host)).cloned().collect(),
+        None => BTreeSet::new(),
     };
-    let affected = world.shared.hosts().set_claim(Claim { tenant: name, created, hosts, serving });
+    let affected = index.set_claim(Claim { tenant: name, created, hosts, serving });
+    drop(index);
     push_all(world, affected);
 }
 
@@ -109,7 +114,14 @@ pub(super) fn plan_changed(world: &Arc<World>, change: &Change<Plan>) {
     if is_significant(change) {
         let name = name_of(change);
         world.queues.plans.push(&name);
-        world.push_tenants(|tenant| tenant.spec.plan == name);
+        // A plan may be where another one's trial leads.
+        let leads_here = |plan: &Arc<Plan>| {
+            let trial = plan.spec.trial.as_ref();
+            trial.is_some_and(|trial| trial.downgrade_to.as_deref() == Some(name.as_str()))
+        };
+        let plans: BTreeSet<String> =
+            world.stores.plans.state().iter().filter(|plan| leads_here(plan)).map(|plan| plan.name_any()).collect();
+        world.push_tenants(|tenant| tenant.spec.plan == name || plans.contains(&tenant.spec.plan));
     }
 }
 
@@ -124,6 +136,8 @@ pub(super) fn application_changed(world: &Arc<World>, change: &Change<Applicatio
         claim_hosts(world, tenant);
         world.queues.tenants.push(&tenant.name_any());
     }
+    // A host of a tenant's own may be under the domain that this Application has, or had.
+    world.push_tenants(|tenant| tenant.spec.application != name && tenant.spec.hosts.is_some());
 }
 
 pub(super) fn server_changed(world: &Arc<World>, change: &Change<DatabaseServer>) {
@@ -136,10 +150,16 @@ pub(super) fn server_changed(world: &Arc<World>, change: &Change<DatabaseServer>
     if significant {
         world.queues.servers.push(&name);
         world.push_waiting();
+        let mut affected = BTreeSet::new();
         for application in world.stores.applications.state() {
             world.queues.applications.push(&application.name_any());
+            let database = &application.spec.database;
+            let choices = [&database.pooled, &database.bridge, &database.dedicated];
+            if choices.into_iter().flatten().any(|choice| choice.servers.contains(&name)) {
+                affected.insert(application.name_any());
+            }
         }
-        world.push_tenants(|tenant| tenant.status.as_ref().is_none_or(|status| status.pool.is_none()));
+        world.push_tenants(|tenant| affected.contains(&tenant.spec.application));
     }
     if significant || reachable(change.old.as_ref()) != reachable(change.new.as_ref()) {
         world.push_pools(|pool| pool.spec.server == name);

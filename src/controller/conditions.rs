@@ -1,9 +1,10 @@
 //! From what a reconcile found out to conditions.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::failure::{Class, Failure};
-use crate::api::{ConditionType, Verdict};
+use crate::api::{ConditionType, Verdict, find_condition};
 
 /// The time, for conditions' transitions.
 pub(super) fn now() -> Timestamp {
@@ -58,59 +59,35 @@ impl Concerns {
     }
 }
 
-/// The verdicts of the old conditions that no new verdict speaks of: a concern that was not
-/// reached this time stays as it was.
-pub(super) fn carry_over(
-    old: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
-    verdicts: &mut Vec<Verdict>,
-    concerns: &[ConditionType],
-) {
+/// Adds the old conditions of those `concerns` that this reconcile didn't come to: they stay
+/// as they were, and speak of the generation that they were found with.
+pub(super) fn keep_unreached(old: &[Condition], conditions: &mut Vec<Condition>, concerns: &[ConditionType]) {
     for &kind in concerns {
-        if verdicts.iter().any(|verdict| verdict.kind == kind) {
-            continue;
-        }
-        if let Some(condition) = crate::api::find_condition(old, kind) {
-            verdicts.push(Verdict {
-                kind,
-                holds: match condition.status.as_str() {
-                    "True" => Some(true),
-                    "False" => Some(false),
-                    _ => None,
-                },
-                reason: known_reason(&condition.reason),
-                message: condition.message.clone(),
-            });
+        if find_condition(conditions, kind).is_none()
+            && let Some(condition) = find_condition(old, kind)
+        {
+            conditions.push(condition.clone());
         }
     }
 }
 
-/// Reasons are static words here, and text in a stored condition.
-fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 24] = [
-        "Ready",
-        "Placed",
-        "Proven",
-        "Published",
-        "Current",
-        "Accepted",
-        "NotRequired",
-        "Available",
-        "Pending",
-        "Running",
-        "Waiting",
-        "MigrationFailed",
-        "DatabaseUnavailable",
-        "DatabaseError",
-        "ObjectRefused",
-        "ForeignObject",
-        "RouteRefused",
-        "RoutePending",
-        "PoolUnavailable",
-        "PoolNotReady",
-        "NoMigrations",
-        "NoRoute",
-        "Suspended",
-        "Declared",
-    ];
-    KNOWN.iter().find(|known| **known == reason).copied().unwrap_or("Unchanged")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::merge_conditions;
+
+    #[test]
+    fn what_was_not_reached_stays_as_it_was() {
+        let verdicts = [
+            Verdict::yes(ConditionType::Ready, "Ready", ""),
+            Verdict::yes(ConditionType::RouteReady, "Accepted", "a"),
+            Verdict::yes(ConditionType::Migrated, "Current", "b"),
+        ];
+        let old = merge_conditions(&[], &verdicts, Some(1), now());
+        let mut new = merge_conditions(&old, &[Verdict::no(ConditionType::Ready, "HostTaken", "c")], Some(2), now());
+        keep_unreached(&old, &mut new, &[ConditionType::Ready, ConditionType::RouteReady]);
+        assert_eq!(new.len(), 2);
+        assert_eq!((new[0].status.as_str(), new[0].observed_generation), ("False", Some(2)));
+        assert_eq!(new[1], old[1]);
+    }
 }

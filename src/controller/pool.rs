@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use kube::ResourceExt as _;
 
 use super::{
-    conditions::{Concerns, now},
+    conditions::{Concerns, keep_unreached, now},
     failure::{Class, Failure},
     limits, namespaces,
     queue::Outcome,
@@ -26,6 +26,15 @@ use crate::{
         join_faults, naming, pool_capacity, pool_faults, pool_objects,
     },
 };
+
+/// The concerns that stay as they were where a reconcile doesn't come to them: a pool whose
+/// spec is at fault, or that is to be deleted, still serves the tenants that it has.
+const CONCERNS: [ConditionType; 4] = [
+    ConditionType::DatabaseReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::WorkloadReady,
+    ConditionType::Available,
+];
 
 pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*pool) {
@@ -54,12 +63,7 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
             Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults)),
         ),
     }
-    let mut verdicts = concerns.verdicts("the pool takes and serves tenants");
-    super::conditions::carry_over(
-        &pool.status.clone().unwrap_or_default().conditions,
-        &mut verdicts,
-        &[ConditionType::DatabaseReady, ConditionType::NetworkDeclared, ConditionType::Available],
-    );
+    let verdicts = concerns.verdicts("the pool takes and serves tenants");
     let next = write(&pool, &world, capacity, &verdicts).await?;
     concerns.blocked().map_or(Ok(next), Err)
 }
@@ -242,13 +246,15 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     let name = pool.name_any();
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
     let tenants = i64::from(world.shared.placements().count(&name));
+    let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
+    keep_unreached(&old.conditions, &mut conditions, &CONCERNS);
     let status = PoolStatus {
         observed_generation: pool.metadata.generation,
         tenants,
         capacity: capacity.map_or(old.capacity, i64::from),
         namespace: Some(naming::pool_namespace(&name)),
         database: Some(Pool::database_name(&name)),
-        conditions: merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now()),
+        conditions,
     };
     if let Some(wait) = super::count_only(world, pool, PoolStatus { tenants, ..old.clone() } == status && old != status)
     {
@@ -306,8 +312,13 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether a pool's database is there and answers.
+pub(super) fn has_database(pool: &Pool) -> bool {
+    pool.status.as_ref().is_some_and(|status| is_true(&status.conditions, ConditionType::DatabaseReady))
+}
+
 /// Whether a pool's namespace and database are there, so that tenants can be made in it.
 pub(super) fn takes_tenants(pool: &Pool) -> bool {
-    let conditions = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    is_true(conditions, ConditionType::DatabaseReady) && is_true(conditions, ConditionType::WorkloadReady)
+    has_database(pool)
+        && pool.status.as_ref().is_some_and(|status| is_true(&status.conditions, ConditionType::WorkloadReady))
 }
