@@ -27,6 +27,14 @@ use crate::{
     },
 };
 
+/// The concerns that stay as they were where a reconcile doesn't come to them.
+const CONCERNS: [ConditionType; 4] = [
+    ConditionType::DatabaseReady,
+    ConditionType::WorkloadReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::Available,
+];
+
 pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*pool) {
         return Ok(None);
@@ -54,12 +62,7 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
             Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults)),
         ),
     }
-    let mut verdicts = concerns.verdicts("the pool takes and serves tenants");
-    super::conditions::carry_over(
-        &pool.status.clone().unwrap_or_default().conditions,
-        &mut verdicts,
-        &[ConditionType::DatabaseReady, ConditionType::NetworkDeclared, ConditionType::Available],
-    );
+    let verdicts = concerns.verdicts("the pool takes and serves tenants");
     let next = write(&pool, &world, capacity, &verdicts).await?;
     concerns.blocked().map_or(Ok(next), Err)
 }
@@ -242,13 +245,15 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     let name = pool.name_any();
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
     let tenants = i64::from(world.shared.placements().count(&name));
+    let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
+    keep_conditions(&mut conditions, &old.conditions, &CONCERNS);
     let status = PoolStatus {
         observed_generation: pool.metadata.generation,
         tenants,
         capacity: capacity.map_or(old.capacity, i64::from),
         namespace: Some(naming::pool_namespace(&name)),
         database: Some(Pool::database_name(&name)),
-        conditions: merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now()),
+        conditions,
     };
     if let Some(wait) = super::count_only(world, pool, PoolStatus { tenants, ..old.clone() } == status && old != status)
     {
