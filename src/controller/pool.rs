@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
-        merge_conditions,
+        keep_conditions, merge_conditions,
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::{DatabaseSpec, Purpose},
