@@ -103,14 +103,20 @@ fn what_no_deployment_or_agent_can_run_is_refused() {
     assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.metadata.labels"]);
 }
 
-#[test]
-fn what_pod_security_would_refuse_later_is_refused_now() {
-    let container = |context: Value| json!({"containers": [{"name": "api", "image": "x", "securityContext": context}]});
-    let pod = |context: Value| json!({"containers": [{"name": "api", "image": "x"}], "securityContext": context});
-    let plus = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x"}], field: value});
-    let on = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x", field: value}]});
+/// A pod spec with a field of its own.
+fn plus(field: &str, value: Value) -> Value {
+    json!({"containers": [{"name": "api", "image": "x"}], field: value})
+}
+
+/// A pod spec whose container has a field of its own.
+fn on(field: &str, value: Value) -> Value {
+    json!({"containers": [{"name": "api", "image": "x", field: value}]})
+}
+
+/// Pod specs that Pod Security `restricted` forbids, with the field.
+pub fn pod_security_cases() -> Vec<(Value, String)> {
     let inside = "containers[0].securityContext";
-    let cases: [(Value, String); 23] = [
+    vec![
         (plus("hostNetwork", json!(true)), "hostNetwork".into()),
         (plus("hostPID", json!(true)), "hostPID".into()),
         (plus("hostIPC", json!(true)), "hostIPC".into()),
@@ -125,35 +131,61 @@ fn what_pod_security_would_refuse_later_is_refused_now() {
             on("lifecycle", json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
             "containers[0].lifecycle.preStop".into(),
         ),
-        (pod(json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
-        (pod(json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
-        (pod(json!({"seccompProfile": {"type": "Unconfined"}})), "securityContext.seccompProfile".into()),
-        (pod(json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})), "securityContext.sysctls[0]".into()),
-        (pod(json!({"seLinuxOptions": {"type": "spc_t"}})), "securityContext.seLinuxOptions.type".into()),
-        (pod(json!({"appArmorProfile": {"type": "Unconfined"}})), "securityContext.appArmorProfile".into()),
-        (container(json!({"privileged": true})), format!("{inside}.privileged")),
-        (container(json!({"allowPrivilegeEscalation": true})), format!("{inside}.allowPrivilegeEscalation")),
-        (container(json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
-        (container(json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
-        (container(json!({"procMount": "Unmasked"})), format!("{inside}.procMount")),
-        (container(json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
-        (container(json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
-        (container(json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
-        (container(json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
-    ];
-    for (spec, path) in cases {
+        (plus("securityContext", json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
+        (plus("securityContext", json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
+        (
+            plus("securityContext", json!({"seccompProfile": {"type": "Unconfined"}})),
+            "securityContext.seccompProfile".into(),
+        ),
+        (
+            plus("securityContext", json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})),
+            "securityContext.sysctls[0]".into(),
+        ),
+        (
+            plus("securityContext", json!({"seLinuxOptions": {"type": "spc_t"}})),
+            "securityContext.seLinuxOptions.type".into(),
+        ),
+        (
+            plus("securityContext", json!({"appArmorProfile": {"type": "Unconfined"}})),
+            "securityContext.appArmorProfile".into(),
+        ),
+        (on("securityContext", json!({"privileged": true})), format!("{inside}.privileged")),
+        (
+            on("securityContext", json!({"allowPrivilegeEscalation": true})),
+            format!("{inside}.allowPrivilegeEscalation"),
+        ),
+        (on("securityContext", json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
+        (on("securityContext", json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
+        (on("securityContext", json!({"procMount": "Unmasked"})), format!("{inside}.procMount")),
+        (on("securityContext", json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
+        (on("securityContext", json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
+        (on("securityContext", json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
+        (on("securityContext", json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
+    ]
+}
+
+/// Pod specs that Pod Security `restricted` allows.
+pub fn allowed_pods() -> Vec<Value> {
+    vec![
+        on(
+            "securityContext",
+            json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000}),
+        ),
+        plus("securityContext", json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
+        plus("securityContext", json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
+        on("livenessProbe", json!({"httpGet": {"port": 80}})),
+    ]
+}
+
+#[test]
+fn what_pod_security_would_refuse_later_is_refused_now() {
+    for (spec, path) in pod_security_cases() {
         let faults = faults_of(|component| component["template"]["spec"] = spec);
         let expected = [format!("ForbiddenByPodSecurity spec.components[0].template.spec.{path}")];
         assert_eq!(brief(&faults), expected, "{faults:?}");
         assert!(faults[0].message.contains("restricted"), "{}", faults[0].message);
     }
-    let allowed = [
-        container(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000})),
-        pod(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
-        pod(json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
-        on("livenessProbe", json!({"httpGet": {"port": 80}})),
-    ];
-    for spec in allowed {
+    for spec in allowed_pods() {
         let faults = faults_of(|component| component["template"]["spec"] = spec);
         assert_eq!(brief(&faults), [""; 0]);
     }
