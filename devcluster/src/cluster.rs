@@ -88,7 +88,7 @@ impl Devcluster {
     /// started.
     #[expect(clippy::needless_pass_by_value, reason = "options are made for one call")]
     pub fn start(options: Options) -> Result<Devcluster, Error> {
-        let existing = std::env::var_os("DEVCLUSTER_KUBECONFIG").map(PathBuf::from);
+        let existing = text::path_variable("DEVCLUSTER_KUBECONFIG");
         let progress = options.progress;
         let dir = match &options.dir {
             Some(dir) => Workdir::claim(dir)?,

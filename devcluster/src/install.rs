@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use self::go::Go;
 use crate::progress::Progress;
-use crate::{Error, disk};
+use crate::{Error, disk, text};
 
 /// The module, as it was when this crate was compiled: name and content of each file.
 const MODULE: [(&str, &str); 4] = [
@@ -73,7 +73,7 @@ impl Programs {
             std::env::split_paths(&path)
                 .find(|folder| ["kubectl", "helm"].iter().all(|name| folder.join(name).is_file()))
         });
-        match (std::env::var_os("DEVCLUSTER_BIN"), on_path) {
+        match (text::path_variable("DEVCLUSTER_BIN"), on_path) {
             (None, Some(bin)) => Ok(Programs { bin, files: fetched_files(progress)? }),
             _ => install(progress),
         }
@@ -83,8 +83,8 @@ impl Programs {
 /// The programs: those of `DEVCLUSTER_BIN`, or the cache's, built first if need be
 /// (about five minutes on two cores; concurrent callers wait for one build).
 pub fn install(progress: Progress) -> Result<Programs, Error> {
-    if let Some(bin) = std::env::var_os("DEVCLUSTER_BIN") {
-        return given(PathBuf::from(bin), progress);
+    if let Some(bin) = text::path_variable("DEVCLUSTER_BIN") {
+        return given(bin, progress);
     }
     let cache = cache()?;
     let bin = cache.join("bin");

@@ -3,6 +3,7 @@
 
 mod audit;
 mod cluster;
+pub mod demo;
 mod disk;
 mod error;
 mod install;

@@ -29,6 +29,8 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Starts the whole product: a ground, the operator, an agent, a CRM, and `examples/`.
+    Demo(devcluster::demo::Args),
     /// Builds or finds the Kubernetes programs, and prints their folder.
     Install,
 }
@@ -65,6 +67,7 @@ struct Up {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Up(up) => run(up),
+        Command::Demo(args) => devcluster::demo::run(&args),
         Command::Down { dir } => devcluster::down(&dir),
         Command::Install => {
             devcluster::install(Progress::Shown).map(|programs| println!("{}", programs.folder().display()))

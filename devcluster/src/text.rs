@@ -1,11 +1,17 @@
-//! Small pieces of text: secrets, and quoting for others to read.
+//! Small pieces of text: secrets, variables, and quoting for others to read.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// A password or token of 160 random bits, in letters and digits.
 pub(crate) fn secret() -> String {
     let bits: [u8; 20] = rand::random();
     data_encoding::BASE32_NOPAD.encode(&bits).to_lowercase()
+}
+
+/// A path that the user set in the environment; an empty one counts as not set.
+pub(crate) fn path_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// For use inside a URL: everything but letters, digits and `-._~/` is escaped.

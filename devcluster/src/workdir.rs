@@ -57,9 +57,11 @@ impl Workdir {
         // takes it for a left-over.
         let fresh = tempfile::Builder::new()
             .prefix(".devcluster-new-")
-            .permissions(fs::Permissions::from_mode(0o711))
             .tempdir_in(parent)
             .map_err(Error::file("make a folder in", parent))?;
+        // Whatever the umask: PostgreSQL's account must get through to its own folder.
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o711))
+            .map_err(Error::file("change the mode of", fresh.path()))?;
         let lock = open_lock(&fresh.path().join(LOCK))?;
         lock.try_lock().map_err(|error| Error::file("lock", fresh.path())(error.into()))?;
         let suffix = fresh

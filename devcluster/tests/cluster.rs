@@ -248,7 +248,8 @@ fn nothing_outlives_a_killed_parent() {
     let mut helper = common::Helper::start("helper_start_and_wait", &dir);
     let pids = helper.tree();
     assert!(pids.len() > 7, "{pids:?}");
-    assert!(pids.iter().all(|pid| common::alive(*pid)));
+    assert_eq!(helper.roots().len(), 7);
+    assert!(helper.roots().iter().all(|pid| common::alive(*pid)));
     helper.kill();
     common::wait_until_gone(&pids);
 

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use crate::Error;
 use crate::process::{self, guarded};
 use crate::progress::Progress;
 use crate::workdir::Workdir;
+use crate::{Error, text};
 
 /// Where Debian keeps a main folder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -28,8 +28,7 @@ impl PostgresPrograms {
     /// `PG_BIN`, else Debian's newest version, else what `PATH` has, else Debian's
     /// package is installed where that is possible without asking.
     pub(super) fn find_or_install() -> Result<PostgresPrograms, Error> {
-        if let Some(bin) = std::env::var_os("PG_BIN") {
-            let bin = PathBuf::from(bin);
+        if let Some(bin) = text::path_variable("PG_BIN") {
             return Self::in_folder(&bin).ok_or_else(|| Error::Missing {
                 what: format!("PG_BIN is {}, which has no initdb and postgres", bin.display()),
                 hint: "set it to the folder of PostgreSQL's server programs (such as /usr/lib/postgresql/15/bin), or unset it".into(),

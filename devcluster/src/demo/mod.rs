@@ -1,0 +1,198 @@
+//! The whole product on one machine: a cluster, the operator with its own rights, an agent
+//! and the CRM of `examples/`, and everything of `examples/` applied.
+//!
+//! kwok only pretends to run pods. So the operator runs as a process of this machine, as
+//! its ServiceAccount, and one agent and one CRM stand for the pods of all pools.
+
+mod guide;
+mod http;
+mod parts;
+mod tenants;
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::{Devcluster, Error, Options, Progress, Signals, process};
+use parts::Parts;
+use tenants::Outcome;
+
+/// The operator's namespace.
+const NAMESPACE: &str = "tenantry-system";
+/// How long all tenants may take to become Ready.
+const TENANTS_READY: Duration = Duration::from_secs(180);
+
+/// What the demo does, and where.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Ends by itself: exit code 0 when every Tenant is Ready and a user was created
+    /// through the CRM.
+    #[arg(long)]
+    once: bool,
+    /// A folder for everything: `kubeconfig`, `env` (variables for a shell), `log/`.
+    #[arg(long, default_value = "demo")]
+    dir: PathBuf,
+    /// Writes each API call to DIR/audit.log (level Metadata).
+    #[arg(long)]
+    audit: bool,
+}
+
+/// Runs the demo until a signal comes, or once.
+///
+/// # Errors
+/// When something that is needed is missing, a part ends that should stay, or (with
+/// `--once`) a Tenant isn't Ready in time.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let signals = Signals::take()?;
+    match show(args, &signals) {
+        // Ctrl-C reaches every program that runs at that moment; its failure is no news.
+        Err(_) if signals.arrived() => Ok(()),
+        result => result,
+    }
+}
+
+fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
+    let tenantry = beside_this_program("tenantry")?;
+    let crm = beside_this_program("crm")?;
+    let repository = repository()?;
+    let options =
+        Options { dir: Some(args.dir.clone()), audit: args.audit, progress: Progress::Shown, ..Options::default() };
+    let steps = Steps(Instant::now());
+    let Some(mut ground) = Devcluster::start_unless(options, signals)? else { return Ok(()) };
+    steps.done("a cluster with two pretended nodes, and PostgreSQL");
+
+    install_chart(&ground, &repository)?;
+    steps.done("the chart: resources, roles, admission policy");
+    let folder = ground.dir().join("demo");
+    let overlay = write_overlay(&ground, &repository, &folder.join("examples"))?;
+    let parts = Parts::start(&mut ground, &tenantry, &crm, &folder)?;
+    steps.done("the operator as its ServiceAccount, an agent, and the CRM");
+    if signals.arrived() {
+        return Ok(());
+    }
+
+    let mut kubectl = ground.kubectl();
+    complete(kubectl.args(["apply", "--server-side", "-k"]).arg(&overlay))?;
+    steps.done("kubectl apply --server-side -k examples");
+    let outcome = parts.stay_while(&mut ground, |client| tenants::ready(client, signals, &steps, TENANTS_READY))?;
+    match outcome {
+        Outcome::Interrupted => return Ok(()),
+        Outcome::Late(reasons) if args.once => return Err(late(&reasons)),
+        // It stays up, so that one can look.
+        Outcome::Late(reasons) => eprintln!("{}", late(&reasons)),
+        Outcome::Ready(count) => {
+            steps.done(&format!("all {count} Tenants are Ready"));
+            let user = guide::create_user(parts.crm_port)?;
+            steps.done(&format!("a user of acme, created through the CRM: {user}"));
+            let table = complete(ground.kubectl().args(["get", "tenants,pools"]))?;
+            print!("\n{table}\n{}", guide::text(&ground, parts.crm_port, &overlay));
+            println!("ready");
+        }
+    }
+    if args.once {
+        return Ok(());
+    }
+    parts.supervise(&mut ground, signals)
+}
+
+/// The steps that are done, each with the time since the start.
+pub(crate) struct Steps(Instant);
+
+impl Steps {
+    pub(crate) fn done(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.0.elapsed().as_secs_f64());
+    }
+}
+
+fn late(reasons: &str) -> Error {
+    Error::Missing {
+        what: format!("not every Tenant is Ready after {} s", TENANTS_READY.as_secs()),
+        hint: format!("these are the reasons, and log/operator.log tells more:\n{reasons}"),
+    }
+}
+
+/// A program that was built together with this one.
+fn beside_this_program(name: &str) -> Result<PathBuf, Error> {
+    let this = std::env::current_exe().map_err(Error::file("find", Path::new("/proc/self/exe")))?;
+    let program = this.with_file_name(name);
+    if program.is_file() {
+        return Ok(program);
+    }
+    Err(Error::Missing {
+        what: format!("there is no {}", program.display()),
+        hint: "build it first: `make demo`, or `cargo build --workspace`".into(),
+    })
+}
+
+/// The folder with `charts/` and `examples/`: where one is, or where this was built.
+fn repository() -> Result<PathBuf, Error> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let is_it = |path: &PathBuf| path.join("examples/kustomization.yaml").is_file();
+    [PathBuf::from("."), built].into_iter().find(is_it).and_then(|path| path.canonicalize().ok()).ok_or_else(|| {
+        Error::Missing {
+            what: "there is no examples/kustomization.yaml here".into(),
+            hint: "run the demo in the repository's folder".into(),
+        }
+    })
+}
+
+fn install_chart(ground: &Devcluster, repository: &Path) -> Result<(), Error> {
+    let mut helm = ground.helm();
+    helm.args(["upgrade", "--install", "tenantry", "--namespace", NAMESPACE, "--create-namespace"]);
+    // The operator runs as a process of this machine instead.
+    helm.args(["--set", "replicas=0"]).arg(repository.join("charts/tenantry"));
+    complete(&mut helm).map(drop)
+}
+
+/// The examples with this machine's PostgreSQL, as a user would set theirs: an overlay.
+fn write_overlay(ground: &Devcluster, repository: &Path, folder: &Path) -> Result<PathBuf, Error> {
+    fs::create_dir_all(folder).map_err(Error::file("make", folder))?;
+    let folder = folder.canonicalize().map_err(Error::file("find", folder))?;
+    let examples = relative(&folder, &repository.join("examples"));
+    let postgres = ground.postgres();
+    let text = format!(
+        "# The examples, with the PostgreSQL of this demo:\n\
+         # kubectl apply --server-side -k {}\n\
+         apiVersion: kustomize.config.k8s.io/v1beta1\n\
+         kind: Kustomization\n\
+         resources: [{}]\n\
+         patches:\n\
+         - target: {{kind: DatabaseServer, name: main}}\n\
+         \x20 patch: |\n\
+         \x20   - {{op: replace, path: /spec/admin/host, value: {}}}\n\
+         \x20   - {{op: replace, path: /spec/admin/port, value: {}}}\n\
+         \x20   - {{op: replace, path: /spec/network/to/0/ipBlock/cidr, value: 127.0.0.1/32}}\n",
+        folder.display(),
+        json!(examples),
+        postgres.host(),
+        postgres.port(),
+    );
+    let file = folder.join("kustomization.yaml");
+    fs::write(&file, text).map_err(Error::file("write", &file))?;
+    Ok(folder)
+}
+
+/// The way from one folder to another; both absolute, without links.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let up = from.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(to.components().skip(common)).collect()
+}
+
+/// Runs a command to its end; its output, when it succeeds.
+fn complete(command: &mut Command) -> Result<String, Error> {
+    let name = format!("{command:?}");
+    let output = command.output().map_err(Error::file("start", Path::new(command.get_program())))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    Err(Error::Command {
+        command: name,
+        status: process::describe(output.status),
+        output: process::last_lines(&(text(&output.stdout) + &text(&output.stderr)), 12),
+    })
+}

@@ -1,0 +1,195 @@
+//! The programs of the product, running beside the cluster.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::{Value, json};
+
+use super::{NAMESPACE, http};
+use crate::plane::boot;
+use crate::{Admin, Devcluster, Error, Process, kubeconfig, ports};
+
+/// How long a program may take until it answers.
+const PROGRAM_READY: Duration = Duration::from_secs(60);
+/// An operator that ends sooner than this after its start didn't really run.
+const SHORT_LIFE: Duration = Duration::from_secs(10);
+/// How often in a row it may do so.
+const SHORT_LIVES: u32 = 5;
+
+/// The programs of the product, running.
+pub(super) struct Parts {
+    operator: Process,
+    agent: Process,
+    crm: Process,
+    /// Where the CRM listens on 127.0.0.1.
+    pub(super) crm_port: u16,
+}
+
+impl Parts {
+    /// Starts all, each with the rights that it has in a cluster, and waits until they answer.
+    pub(super) fn start(ground: &mut Devcluster, tenantry: &Path, crm: &Path, folder: &Path) -> Result<Self, Error> {
+        let (operator_config, agent_config) = boot::blocking(async {
+            let postgres = ground.postgres();
+            prepare(ground.client().await?, postgres.admin(), postgres.ca_pem()).await?;
+            let operator = ground.service_account_kubeconfig(NAMESPACE, "tenantry").await?;
+            Ok((operator, ground.service_account_kubeconfig(NAMESPACE, "demo-agent").await?))
+        })?;
+        let (port, crm_port) = (ports::choose("the operator", None)?, ports::choose("the CRM", None)?);
+        let agent_folder = folder.join("agent");
+        fs::create_dir_all(&agent_folder).map_err(Error::file("make", &agent_folder))?;
+        let tenants_dir = agent_folder.to_string_lossy();
+
+        let listen = format!("127.0.0.1:{port}");
+        let arguments = ["operator", "--namespace", NAMESPACE, "--listen", &listen];
+        let operator = ground.spawn("operator", tenantry, arguments, [("KUBECONFIG", &operator_config)])?;
+        let arguments = ["agent", "--all-namespaces", "--dir", &tenants_dir];
+        let agent = ground.spawn("agent", tenantry, arguments, [("KUBECONFIG", &agent_config)])?;
+        let listen = format!("127.0.0.1:{crm_port}");
+        let arguments = ["--listen", &listen, "--tenants-dir", &tenants_dir];
+        let crm = ground.spawn("crm", crm, arguments, [("RUST_LOG", "info")])?;
+
+        operator.await_ready(PROGRAM_READY, || http::get(port, "localhost", "/readyz")?.success())?;
+        agent.await_ready(PROGRAM_READY, || listed(tenantry, &agent_folder))?;
+        crm.await_ready(PROGRAM_READY, || http::get(crm_port, "localhost", "/healthz")?.success())?;
+        ground.set_env("TENANTRY_URL", &format!("http://127.0.0.1:{port}"))?;
+        ground.set_env("TENANTRY_METRICS_URL", &format!("http://127.0.0.1:{port}/metrics"))?;
+        ground.set_env("CRM_URL", &format!("http://127.0.0.1:{crm_port}"))?;
+        let parts = Self { operator, agent, crm, crm_port };
+        parts.tell_pid(ground)?;
+        Ok(parts)
+    }
+
+    /// Does some work with a client while all parts are up; fails as soon as one ends.
+    pub(super) fn stay_while<T, W>(
+        &self,
+        ground: &mut Devcluster,
+        work: impl FnOnce(Client) -> W + Send,
+    ) -> Result<T, Error>
+    where
+        T: Send,
+        W: Future<Output = Result<T, Error>> + Send,
+    {
+        // Each side sees by its end of this pair that the other is done.
+        let (ours, theirs) = pair()?;
+        let config = ground.kubeconfig().to_owned();
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(move || {
+                boot::blocking(async move {
+                    let given_up = closed(theirs)?;
+                    let client = kubeconfig::client(&config).await?;
+                    tokio::select! {
+                        result = work(client) => result.map(Some),
+                        () = given_up => Ok(None),
+                    }
+                })
+            });
+            let supervised = self.supervise(ground, &ours);
+            drop(ours);
+            let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            supervised?;
+            Ok(result?.expect("only a failed supervision gives up"))
+        })
+    }
+
+    /// Stays until `until` is readable. An operator that ends is started again, as
+    /// Kubernetes would; any other part that ends is an error.
+    pub(super) fn supervise(&self, ground: &mut Devcluster, until: &impl AsFd) -> Result<(), Error> {
+        let mut short_lives = 0;
+        loop {
+            let start = Instant::now();
+            match ground.supervise(until, &[&self.operator, &self.agent, &self.crm]) {
+                Err(Error::Died { program, status, .. })
+                    if program == self.operator.name() && short_lives < SHORT_LIVES =>
+                {
+                    eprintln!("demo: the operator ended ({status}); it is started again, as Kubernetes would");
+                    short_lives = if start.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
+                    self.operator.start_again()?;
+                    self.tell_pid(ground)?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn tell_pid(&self, ground: &mut Devcluster) -> Result<(), Error> {
+        match self.operator.pid() {
+            Some(pid) => ground.set_env("OPERATOR_PID", &pid.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether the agent has every tenant of its first list on disk; if not, why not.
+fn listed(tenantry: &Path, folder: &Path) -> Result<(), String> {
+    let check = Command::new(tenantry).args(["agent", "--check", "--dir"]).arg(folder).output();
+    let check = check.map_err(|error| error.to_string())?;
+    match check.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&check.stderr).trim().to_owned()),
+    }
+}
+
+fn pair() -> Result<(UnixStream, UnixStream), Error> {
+    UnixStream::pair().map_err(|source| no_pipe(&source))
+}
+
+fn no_pipe(source: &std::io::Error) -> Error {
+    Error::Missing {
+        what: format!("no pipe can be made: {source}"),
+        hint: "raise the limit of open files (ulimit -n)".into(),
+    }
+}
+
+/// Ends when a descriptor becomes readable, or its other end closes.
+pub(super) fn closed(stream: UnixStream) -> Result<impl Future<Output = ()>, Error> {
+    stream.set_nonblocking(true).map_err(|source| no_pipe(&source))?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(|source| no_pipe(&source))?;
+    Ok(async move {
+        // An error is an end too.
+        let _ = stream.readable().await;
+    })
+}
+
+/// What a user puts into the operator's namespace for a DatabaseServer, and an identity
+/// for the one agent that stands for those of all pools.
+async fn prepare(client: Client, admin: Admin, ca: &str) -> Result<(), Error> {
+    let secret = |name: &str, data: Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "stringData": data});
+    let objects = [
+        secret("main-admin", json!({"username": admin.user, "password": admin.password})),
+        secret("main-ca", json!({"ca.crt": ca})),
+        json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "demo-agent", "namespace": NAMESPACE},
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "demo-agent"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "tenantry-agent"},
+            "subjects": [{"kind": "ServiceAccount", "name": "demo-agent", "namespace": NAMESPACE}],
+        }),
+    ];
+    for object in &objects {
+        apply(client.clone(), object).await?;
+    }
+    Ok(())
+}
+
+async fn apply(client: Client, object: &Value) -> Result<(), Error> {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (group, version) = text("/apiVersion").split_once('/').unwrap_or(("", text("/apiVersion")));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, text("/kind")));
+    let api: Api<DynamicObject> = match text("/metadata/namespace") {
+        "" => Api::all_with(client, &resource),
+        namespace => Api::namespaced_with(client, namespace, &resource),
+    };
+    let (name, action) = (text("/metadata/name"), format!("apply {} {}", text("/kind"), text("/metadata/name")));
+    let applied = api.patch(name, &PatchParams::apply("demo").force(), &Patch::Apply(object)).await;
+    applied.map(drop).map_err(boot::failed(&action))
+}
