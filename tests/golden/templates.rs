@@ -1,9 +1,15 @@
 //! Faults of an Application: each with the path of the field that is to be changed.
 
-use serde_json::{Value, json};
-use tenantry::desired::{Fault, application_faults, join_faults, pool_faults, server_faults};
+use std::{fs, path::Path};
 
-use crate::fixtures::{application, application_with, brief, build, pool, server, shelf};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tenantry::{
+    api::{Application, DatabaseServer, Plan, Tenant},
+    desired::{Fault, application_faults, effective, join_faults, pool_faults, server_faults},
+};
+
+use crate::fixtures::{Shelf, application, application_with, brief, build, pool, server, shelf};
 
 /// The faults of a component whose pod spec is the given one, after `change`.
 fn faults_of(change: impl FnOnce(&mut Value)) -> Vec<Fault> {
@@ -156,7 +162,13 @@ pub fn pod_security_cases() -> Vec<(Value, String)> {
         ),
         (on("securityContext", json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
         (on("securityContext", json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
-        (on("securityContext", json!({"procMount": "Unmasked"})), format!("{inside}.procMount")),
+        (
+            json!({
+                "hostUsers": false,
+                "containers": [{"name": "api", "image": "x", "securityContext": {"procMount": "Unmasked"}}],
+            }),
+            format!("{inside}.procMount"),
+        ),
         (on("securityContext", json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
         (on("securityContext", json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
         (on("securityContext", json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
@@ -231,6 +243,36 @@ fn under_a_quota_every_container_says_what_it_needs() {
     let container = "QuotaNeedsResources spec.components[0].template.spec.containers[0].resources";
     assert_eq!(check(json!({"memory": "1Gi"})), [format!("{container}.requests.memory")]);
     assert_eq!(check(json!({"limits.cpu": 1})), [format!("{container}.limits.cpu")]);
+}
+
+/// The documents of a file in `examples/` that are of a kind.
+fn examples<T: DeserializeOwned>(file: &str, kind: &str) -> Vec<T> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file);
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(path).unwrap()).unwrap();
+    let wanted = documents.into_iter().filter(|document| document["kind"] == kind);
+    wanted.map(|document| serde_json::from_value(document).unwrap()).collect()
+}
+
+#[test]
+fn the_examples_have_no_fault() {
+    let applications: Vec<Application> = examples("application.yaml", "Application");
+    let servers: Vec<DatabaseServer> = examples("server.yaml", "DatabaseServer");
+    let plans: Vec<Plan> = examples("plans.yaml", "Plan");
+    let tenants: Vec<Tenant> = examples("tenants.yaml", "Tenant");
+    assert!(!applications.is_empty() && !servers.is_empty() && !plans.is_empty() && !tenants.is_empty());
+    let shelf = Shelf {
+        plans: plans.iter().filter_map(|plan| plan.metadata.name.clone()).collect(),
+        servers: servers.iter().map(|server| (server.metadata.name.clone().unwrap(), server.clone())).collect(),
+        domains: Vec::new(),
+    };
+    let faults = servers.iter().flat_map(server_faults);
+    let faults = faults.chain(applications.iter().flat_map(|application| application_faults(application, &shelf)));
+    assert_eq!(brief(&faults.collect::<Vec<_>>()), [""; 0]);
+    for tenant in &tenants {
+        let plan = plans.iter().find(|plan| plan.metadata.name.as_ref() == Some(&tenant.spec.plan));
+        let result = effective(tenant, plan, applications.first(), &shelf);
+        assert!(result.is_ok(), "{:?}: {result:?}", tenant.metadata.name);
+    }
 }
 
 #[test]
