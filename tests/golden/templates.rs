@@ -110,12 +110,12 @@ fn what_no_deployment_or_agent_can_run_is_refused() {
 }
 
 /// A pod spec with a field of its own.
-fn plus(field: &str, value: Value) -> Value {
+fn plus(field: &str, value: &Value) -> Value {
     json!({"containers": [{"name": "api", "image": "x"}], field: value})
 }
 
 /// A pod spec whose container has a field of its own.
-fn on(field: &str, value: Value) -> Value {
+fn on(field: &str, value: &Value) -> Value {
     json!({"containers": [{"name": "api", "image": "x", field: value}]})
 }
 
@@ -123,45 +123,45 @@ fn on(field: &str, value: Value) -> Value {
 pub fn pod_security_cases() -> Vec<(Value, String)> {
     let inside = "containers[0].securityContext";
     vec![
-        (plus("hostNetwork", json!(true)), "hostNetwork".into()),
-        (plus("hostPID", json!(true)), "hostPID".into()),
-        (plus("hostIPC", json!(true)), "hostIPC".into()),
-        (plus("volumes", json!([{"name": "h", "hostPath": {"path": "/"}}])), "volumes[0]".into()),
-        (plus("volumes", json!([{"name": "h", "nfs": {"path": "/", "server": "s"}}])), "volumes[0]".into()),
-        (on("ports", json!([{"containerPort": 80, "hostPort": 80}])), "containers[0].ports[0].hostPort".into()),
+        (plus("hostNetwork", &json!(true)), "hostNetwork".into()),
+        (plus("hostPID", &json!(true)), "hostPID".into()),
+        (plus("hostIPC", &json!(true)), "hostIPC".into()),
+        (plus("volumes", &json!([{"name": "h", "hostPath": {"path": "/"}}])), "volumes[0]".into()),
+        (plus("volumes", &json!([{"name": "h", "nfs": {"path": "/", "server": "s"}}])), "volumes[0]".into()),
+        (on("ports", &json!([{"containerPort": 80, "hostPort": 80}])), "containers[0].ports[0].hostPort".into()),
         (
-            on("livenessProbe", json!({"httpGet": {"port": 80, "host": "10.0.0.1"}})),
+            on("livenessProbe", &json!({"httpGet": {"port": 80, "host": "10.0.0.1"}})),
             "containers[0].livenessProbe".into(),
         ),
         (
-            on("lifecycle", json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
+            on("lifecycle", &json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
             "containers[0].lifecycle.preStop".into(),
         ),
-        (plus("securityContext", json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
-        (plus("securityContext", json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
+        (plus("securityContext", &json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
+        (plus("securityContext", &json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
         (
-            plus("securityContext", json!({"seccompProfile": {"type": "Unconfined"}})),
+            plus("securityContext", &json!({"seccompProfile": {"type": "Unconfined"}})),
             "securityContext.seccompProfile".into(),
         ),
         (
-            plus("securityContext", json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})),
+            plus("securityContext", &json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})),
             "securityContext.sysctls[0]".into(),
         ),
         (
-            plus("securityContext", json!({"seLinuxOptions": {"type": "spc_t"}})),
+            plus("securityContext", &json!({"seLinuxOptions": {"type": "spc_t"}})),
             "securityContext.seLinuxOptions.type".into(),
         ),
         (
-            plus("securityContext", json!({"appArmorProfile": {"type": "Unconfined"}})),
+            plus("securityContext", &json!({"appArmorProfile": {"type": "Unconfined"}})),
             "securityContext.appArmorProfile".into(),
         ),
-        (on("securityContext", json!({"privileged": true})), format!("{inside}.privileged")),
+        (on("securityContext", &json!({"privileged": true})), format!("{inside}.privileged")),
         (
-            on("securityContext", json!({"allowPrivilegeEscalation": true})),
+            on("securityContext", &json!({"allowPrivilegeEscalation": true})),
             format!("{inside}.allowPrivilegeEscalation"),
         ),
-        (on("securityContext", json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
-        (on("securityContext", json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
+        (on("securityContext", &json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
+        (on("securityContext", &json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
         (
             json!({
                 "hostUsers": false,
@@ -169,10 +169,10 @@ pub fn pod_security_cases() -> Vec<(Value, String)> {
             }),
             format!("{inside}.procMount"),
         ),
-        (on("securityContext", json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
-        (on("securityContext", json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
-        (on("securityContext", json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
-        (on("securityContext", json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
+        (on("securityContext", &json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
+        (on("securityContext", &json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
+        (on("securityContext", &json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
+        (on("securityContext", &json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
     ]
 }
 
@@ -181,11 +181,11 @@ pub fn allowed_pods() -> Vec<Value> {
     vec![
         on(
             "securityContext",
-            json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000}),
+            &json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000}),
         ),
-        plus("securityContext", json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
-        plus("securityContext", json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
-        on("livenessProbe", json!({"httpGet": {"port": 80}})),
+        plus("securityContext", &json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
+        plus("securityContext", &json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
+        on("livenessProbe", &json!({"httpGet": {"port": 80}})),
     ]
 }
 
