@@ -1,10 +1,9 @@
 //! From what a reconcile found out to conditions.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::failure::{Class, Failure};
-use crate::api::{ConditionType, Verdict, find_condition};
+use crate::api::{ConditionType, Verdict};
 
 /// The time, for conditions' transitions.
 pub(super) fn now() -> Timestamp {
@@ -56,38 +55,5 @@ impl Concerns {
             Verdict::no(ConditionType::Ready, failure.reason, failure.message.clone()),
             Verdict::yes(progress, failure.reason, failure.message.clone()),
         ]
-    }
-}
-
-/// Adds the old conditions of those `concerns` that this reconcile didn't come to: they stay
-/// as they were, and speak of the generation that they were found with.
-pub(super) fn keep_unreached(old: &[Condition], conditions: &mut Vec<Condition>, concerns: &[ConditionType]) {
-    for &kind in concerns {
-        if find_condition(conditions, kind).is_none()
-            && let Some(condition) = find_condition(old, kind)
-        {
-            conditions.push(condition.clone());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::merge_conditions;
-
-    #[test]
-    fn what_was_not_reached_stays_as_it_was() {
-        let verdicts = [
-            Verdict::yes(ConditionType::Ready, "Ready", ""),
-            Verdict::yes(ConditionType::RouteReady, "Accepted", "a"),
-            Verdict::yes(ConditionType::Migrated, "Current", "b"),
-        ];
-        let old = merge_conditions(&[], &verdicts, Some(1), now());
-        let mut new = merge_conditions(&old, &[Verdict::no(ConditionType::Ready, "HostTaken", "c")], Some(2), now());
-        keep_unreached(&old, &mut new, &[ConditionType::Ready, ConditionType::RouteReady]);
-        assert_eq!(new.len(), 2);
-        assert_eq!((new[0].status.as_str(), new[0].observed_generation), ("False", Some(2)));
-        assert_eq!(new[1], old[1]);
     }
 }

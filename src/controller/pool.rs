@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use kube::ResourceExt as _;
 
 use super::{
-    conditions::{Concerns, keep_unreached, now},
+    conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
     queue::Outcome,
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
-        merge_conditions,
+        keep_conditions, merge_conditions,
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::{DatabaseSpec, Purpose},
@@ -27,12 +27,11 @@ use crate::{
     },
 };
 
-/// The concerns that stay as they were where a reconcile doesn't come to them: a pool whose
-/// spec is at fault, or that is to be deleted, still serves the tenants that it has.
+/// The concerns that stay as they were where a reconcile doesn't come to them.
 const CONCERNS: [ConditionType; 4] = [
     ConditionType::DatabaseReady,
-    ConditionType::NetworkDeclared,
     ConditionType::WorkloadReady,
+    ConditionType::NetworkDeclared,
     ConditionType::Available,
 ];
 
@@ -247,7 +246,7 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
     let tenants = i64::from(world.shared.placements().count(&name));
     let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
-    keep_unreached(&old.conditions, &mut conditions, &CONCERNS);
+    keep_conditions(&mut conditions, &old.conditions, &CONCERNS);
     let status = PoolStatus {
         observed_generation: pool.metadata.generation,
         tenants,

@@ -2,13 +2,12 @@
 
 use super::{Case, place::Place};
 use crate::{
-    api::{ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, merge_conditions},
-    cluster::Result,
-    controller::{
-        conditions::{keep_unreached, now},
-        plan::revision_name,
-        world::World,
+    api::{
+        ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, keep_conditions,
+        merge_conditions,
     },
+    cluster::Result,
+    controller::{conditions::now, plan::revision_name, world::World},
     desired::naming,
 };
 
@@ -88,7 +87,7 @@ impl<'a> Report<'a> {
         self.new.observed_generation = self.tenant.metadata.generation;
         let old = &self.old.conditions;
         self.new.conditions = merge_conditions(old, &self.verdicts, self.tenant.metadata.generation, now());
-        keep_unreached(old, &mut self.new.conditions, &CONCERNS);
+        keep_conditions(&mut self.new.conditions, old, &CONCERNS);
         self.write_new().await
     }
 
