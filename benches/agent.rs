@@ -1,8 +1,8 @@
 //! What `tenantry agent` costs for 1,000 tenants: resident memory, size of the volume, time of the first list.
 //!
-//! `cargo bench --bench agent [-- TENANTS]`. The agent runs as a process of its own, which is this program again.
+//! `cargo bench --bench agent [-- TENANTS]`. The agent is the program that users run.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -16,15 +16,10 @@ use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Client};
 use tenantry::agent;
 
-/// Set in the process that is the agent.
-const AGENT_DIR: &str = "BENCH_AGENT_DIR";
 /// How many calls of the API are under way at once.
 const CALLS: usize = 16;
 
 fn main() -> Result<()> {
-    if let Some(dir) = env::var_os(AGENT_DIR) {
-        return be_agent(PathBuf::from(dir));
-    }
     let tenants = env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(1000);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let cluster =
@@ -32,20 +27,14 @@ fn main() -> Result<()> {
     runtime.block_on(measure(&cluster, tenants))
 }
 
-fn be_agent(dir: PathBuf) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let args = agent::Args { dir, namespace: None, all_namespaces: false, linger_seconds: 1, check: false };
-    Ok(runtime.block_on(agent::run(args, std::future::pending()))?)
-}
-
 /// An agent that ends with this value.
 struct Agent(Child);
 
 impl Agent {
     fn start(cluster: &Devcluster, dir: &Path) -> Result<Self> {
-        let program = env::current_exe()?;
-        let child = Command::new(program).env(AGENT_DIR, dir).env("KUBECONFIG", cluster.kubeconfig()).spawn()?;
-        Ok(Self(child))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        command.args(["--log", "warn", "agent", "--linger-seconds", "1", "--dir"]).arg(dir);
+        Ok(Self(command.env("KUBECONFIG", cluster.kubeconfig()).spawn()?))
     }
 
     /// A line of its status, in KiB.

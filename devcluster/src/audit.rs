@@ -47,10 +47,7 @@ pub type AuditCounts = BTreeMap<(String, String, String), usize>;
 impl AuditEvent {
     /// Whether the call changes something, whatever its outcome.
     pub fn is_write(&self) -> bool {
-        matches!(
-            self.verb.as_str(),
-            "create" | "update" | "patch" | "delete" | "deletecollection"
-        )
+        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
     }
 }
 
@@ -112,13 +109,7 @@ impl AuditLog {
     }
 
     /// How many calls of one user since a mark are of this verb and resource.
-    pub fn count(
-        &self,
-        since: AuditMark,
-        user: &str,
-        verb: &str,
-        resource: &str,
-    ) -> Result<usize, Error> {
+    pub fn count(&self, since: AuditMark, user: &str, verb: &str, resource: &str) -> Result<usize, Error> {
         let key = (user.to_owned(), verb.to_owned(), resource.to_owned());
         Ok(self.counts(since)?.remove(&key).unwrap_or_default())
     }
@@ -213,14 +204,8 @@ mod tests {
             writeln!(file, "{text}").expect("written");
         }
         write!(file, "{}", line("ResponseComplete", "get", 200)).expect("written");
-        let counted = |verb| {
-            log.count(mark, "u", verb, "tenants/status")
-                .expect("counted")
-        };
-        assert_eq!(
-            (counted("patch"), counted("watch"), counted("get")),
-            (0, 2, 1)
-        );
+        let counted = |verb| log.count(mark, "u", verb, "tenants/status").expect("counted");
+        assert_eq!((counted("patch"), counted("watch"), counted("get")), (0, 2, 1));
         let all = log.events(AuditMark::default()).expect("read");
         assert_eq!(all.iter().filter(|event| event.is_write()).count(), 1);
     }

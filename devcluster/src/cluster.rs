@@ -86,12 +86,9 @@ impl Devcluster {
     ///
     /// With `DEVCLUSTER_KUBECONFIG` set, that cluster is used and only PostgreSQL is
     /// started.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "options are made for one call"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "options are made for one call")]
     pub fn start(options: Options) -> Result<Devcluster, Error> {
-        let existing = std::env::var_os("DEVCLUSTER_KUBECONFIG").map(PathBuf::from);
+        let existing = text::path_variable("DEVCLUSTER_KUBECONFIG");
         let progress = options.progress;
         let dir = match &options.dir {
             Some(dir) => Workdir::claim(dir)?,
@@ -125,15 +122,10 @@ impl Devcluster {
             });
             let plane = match &existing {
                 None => ControlPlane::start(dir.path(), &programs, &options, &authority).map(Some),
-                Some(kubeconfig) => {
-                    use_existing(kubeconfig, &dir, &programs, &options).map(|()| None)
-                }
+                Some(kubeconfig) => use_existing(kubeconfig, &dir, &programs, &options).map(|()| None),
             };
-            let postgres = postgres.map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            });
+            let postgres =
+                postgres.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             (plane, postgres.transpose())
         });
         drop(phase);
@@ -158,10 +150,7 @@ impl Devcluster {
         ];
         if let Some(postgres) = &self.postgres {
             env.push(("DATABASE_ADMIN_URL".to_owned(), postgres.admin().url));
-            env.push((
-                "DATABASE_SUPERUSER_URL".to_owned(),
-                postgres.superuser_url(),
-            ));
+            env.push(("DATABASE_SUPERUSER_URL".to_owned(), postgres.superuser_url()));
         }
         for (name, value) in env {
             self.set_env(&name, &value)?;
@@ -190,11 +179,8 @@ impl Devcluster {
             Some((_, old)) => value.clone_into(old),
             None => self.env.push((name.to_owned(), value.to_owned())),
         }
-        let lines: String = self
-            .env
-            .iter()
-            .map(|(name, value)| format!("{name}={}\n", text::shell_word(value)))
-            .collect();
+        let lines: String =
+            self.env.iter().map(|(name, value)| format!("{name}={}\n", text::shell_word(value))).collect();
         // In one step: a script may read it at any time. It holds passwords.
         let path = self.dir().join("env");
         let fresh = self.dir().join(".env-fresh");
@@ -228,9 +214,7 @@ impl Devcluster {
     /// # Panics
     /// When it was started with `postgres: false`.
     pub fn postgres(&self) -> &Postgres {
-        self.postgres
-            .as_ref()
-            .expect("this ground was started without PostgreSQL")
+        self.postgres.as_ref().expect("this ground was started without PostgreSQL")
     }
 
     /// A client of the API with all rights.
@@ -240,17 +224,10 @@ impl Devcluster {
 
     /// A kubeconfig for a ServiceAccount that exists, with a token for a day; it has the
     /// rights that RBAC gives it and no others.
-    pub async fn service_account_kubeconfig(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<PathBuf, Error> {
+    pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let request = TokenRequest {
-            spec: Some(TokenRequestSpec {
-                expiration_seconds: Some(TOKEN_LIFE),
-                ..TokenRequestSpec::default()
-            }),
+            spec: Some(TokenRequestSpec { expiration_seconds: Some(TOKEN_LIFE), ..TokenRequestSpec::default() }),
             ..TokenRequest::default()
         };
         let action = format!("get a token for ServiceAccount {namespace}/{name}");
@@ -269,11 +246,7 @@ impl Devcluster {
     }
 
     /// A client of the API as a ServiceAccount.
-    pub async fn service_account_client(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<kube::Client, Error> {
+    pub async fn service_account_client(&self, namespace: &str, name: &str) -> Result<kube::Client, Error> {
         kubeconfig::client(&self.service_account_kubeconfig(namespace, name).await?).await
     }
 
@@ -329,16 +302,8 @@ pub fn down(dir: &Path) -> Result<(), Error> {
 
 /// Takes a cluster that runs elsewhere: its kubeconfig in one file, and the Gateway
 /// API's definitions where they are missing.
-fn use_existing(
-    source: &Path,
-    dir: &Workdir,
-    programs: &Programs,
-    options: &Options,
-) -> Result<(), Error> {
-    let unusable = |reason: String| Error::Kubeconfig {
-        path: source.to_owned(),
-        reason,
-    };
+fn use_existing(source: &Path, dir: &Workdir, programs: &Programs, options: &Options) -> Result<(), Error> {
+    let unusable = |reason: String| Error::Kubeconfig { path: source.to_owned(), reason };
     if options.audit {
         return Err(unusable(
             "the audit log needs an API server that devcluster starts: unset DEVCLUSTER_KUBECONFIG, or leave --audit out".into(),
@@ -351,9 +316,7 @@ fn use_existing(
         .output()
         .map_err(Error::file("run", &programs.path("kubectl")))?;
     if !output.status.success() {
-        return Err(unusable(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(unusable(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     let path = dir.path().join("kubeconfig");
     write_private(&path, &String::from_utf8_lossy(&output.stdout))?;

@@ -17,12 +17,9 @@ pub(crate) fn free(path: &Path) -> Option<u64> {
 /// Refuses to begin what would fail half-way for want of room.
 pub(crate) fn require(path: &Path, bytes: u64, purpose: &'static str) -> Result<(), Error> {
     match free(path) {
-        Some(free) if free < bytes => Err(Error::NoRoom {
-            path: path.to_owned(),
-            free_mib: free / MIB,
-            needed_mib: bytes / MIB,
-            purpose,
-        }),
+        Some(free) if free < bytes => {
+            Err(Error::NoRoom { path: path.to_owned(), free_mib: free / MIB, needed_mib: bytes / MIB, purpose })
+        }
         _ => Ok(()),
     }
 }

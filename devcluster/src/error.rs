@@ -145,11 +145,7 @@ pub enum Error {
 impl Error {
     /// A file error, as a closure for `map_err`.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        move |source| Error::File {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Error::File { action, path: path.to_owned(), source }
     }
 }
 
@@ -166,12 +162,9 @@ fn quoted(lines: &str) -> String {
     if lines.trim().is_empty() {
         return String::new();
     }
-    lines
-        .trim_end()
-        .lines()
-        .fold(":".to_owned(), |mut text, line| {
-            // Writing to a String can't fail.
-            let _ = write!(text, "\n  | {line}");
-            text
-        })
+    lines.trim_end().lines().fold(":".to_owned(), |mut text, line| {
+        // Writing to a String can't fail.
+        let _ = write!(text, "\n  | {line}");
+        text
+    })
 }

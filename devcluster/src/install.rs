@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use self::go::Go;
 use crate::progress::Progress;
-use crate::{Error, disk};
+use crate::{Error, disk, text};
 
 /// The module, as it was when this crate was compiled: name and content of each file.
 const MODULE: [(&str, &str); 4] = [
@@ -21,12 +21,7 @@ const MODULE: [(&str, &str); 4] = [
     ("crds.go", include_str!("../crds.go")),
 ];
 /// What the combined program of `main.go` is called as.
-const COMBINED: [&str; 4] = [
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-];
+const COMBINED: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 /// Programs of their own.
 const SINGLE: [&str; 3] = ["kubectl", "helm", "kwok"];
 /// How pods and nodes live under kwok: files of its module, joined to one.
@@ -75,17 +70,11 @@ impl Programs {
     /// `kubectl` and `helm` for a cluster that exists: those of the machine, else ours.
     pub(crate) fn for_existing_cluster(progress: Progress) -> Result<Programs, Error> {
         let on_path = std::env::var_os("PATH").and_then(|path| {
-            std::env::split_paths(&path).find(|folder| {
-                ["kubectl", "helm"]
-                    .iter()
-                    .all(|name| folder.join(name).is_file())
-            })
+            std::env::split_paths(&path)
+                .find(|folder| ["kubectl", "helm"].iter().all(|name| folder.join(name).is_file()))
         });
-        match (std::env::var_os("DEVCLUSTER_BIN"), on_path) {
-            (None, Some(bin)) => Ok(Programs {
-                bin,
-                files: fetched_files(progress)?,
-            }),
+        match (text::path_variable("DEVCLUSTER_BIN"), on_path) {
+            (None, Some(bin)) => Ok(Programs { bin, files: fetched_files(progress)? }),
             _ => install(progress),
         }
     }
@@ -94,8 +83,8 @@ impl Programs {
 /// The programs: those of `DEVCLUSTER_BIN`, or the cache's, built first if need be
 /// (about five minutes on two cores; concurrent callers wait for one build).
 pub fn install(progress: Progress) -> Result<Programs, Error> {
-    if let Some(bin) = std::env::var_os("DEVCLUSTER_BIN") {
-        return given(PathBuf::from(bin), progress);
+    if let Some(bin) = text::path_variable("DEVCLUSTER_BIN") {
+        return given(bin, progress);
     }
     let cache = cache()?;
     let bin = cache.join("bin");
@@ -114,11 +103,8 @@ pub fn install(progress: Progress) -> Result<Programs, Error> {
 
 /// The programs that the user brought.
 fn given(bin: PathBuf, progress: Progress) -> Result<Programs, Error> {
-    let missing: Vec<&str> = COMBINED
-        .into_iter()
-        .chain(SINGLE)
-        .filter(|program| !bin.join(program).is_file())
-        .collect();
+    let missing: Vec<&str> =
+        COMBINED.into_iter().chain(SINGLE).filter(|program| !bin.join(program).is_file()).collect();
     if !missing.is_empty() {
         return Err(Error::Missing {
             what: format!("DEVCLUSTER_BIN is {}, which lacks {}", bin.display(), missing.join(", ")),
@@ -147,16 +133,13 @@ fn fetched_files(progress: Progress) -> Result<PathBuf, Error> {
 
 /// `${XDG_CACHE_HOME:-~/.cache}/tenantry/devcluster/KEY`.
 fn cache() -> Result<PathBuf, Error> {
-    let absolute = |name: &str| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let base = absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .ok_or_else(|| Error::Missing {
-            what: "no folder for the cache: neither XDG_CACHE_HOME nor HOME is set".into(),
-            hint: "set one of them".into(),
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))).ok_or_else(|| {
+            Error::Missing {
+                what: "no folder for the cache: neither XDG_CACHE_HOME nor HOME is set".into(),
+                hint: "set one of them".into(),
+            }
         })?;
     let mut hash = Sha256::new();
     for (name, content) in MODULE {
@@ -182,10 +165,7 @@ fn exclusive(base: &Path, progress: Progress) -> Result<File, Error> {
         lock.lock().map_err(Error::file("lock", &path))?;
     }
     // What an interrupted builder left; none runs now.
-    for entry in fs::read_dir(base)
-        .map_err(Error::file("read", base))?
-        .flatten()
-    {
+    for entry in fs::read_dir(base).map_err(Error::file("read", base))?.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             fs::remove_dir_all(entry.path()).map_err(Error::file("remove", &entry.path()))?;
         }
@@ -242,21 +222,12 @@ fn build(cache: &Path, bin: &Path) -> Result<(), Error> {
     let go = Go::find()?;
     let go_cache = go.cache()?;
     let cold = !go_cache.join("trim.txt").exists();
-    disk::require(
-        &go_cache,
-        if cold { COLD_BUILD } else { WARM_BUILD },
-        "build the Kubernetes programs",
-    )?;
+    disk::require(&go_cache, if cold { COLD_BUILD } else { WARM_BUILD }, "build the Kubernetes programs")?;
     disk::require(parent(cache), WARM_BUILD, "keep the Kubernetes programs")?;
     let unfinished = Unfinished::new(cache)?;
     let module = unfinished.module()?;
     let built = unfinished.folder("bin")?;
-    go.build(
-        &module,
-        &built,
-        &version_stamp(MODULE[0].1),
-        Progress::Shown,
-    )?;
+    go.build(&module, &built, &version_stamp(MODULE[0].1), Progress::Shown)?;
     // `go build` names the combined program after its module.
     let combined = built.join("kubeall");
     fs::rename(built.join("devcluster"), &combined).map_err(Error::file("rename", &combined))?;
@@ -277,8 +248,7 @@ fn files_in(cache: &Path) -> Result<PathBuf, Error> {
     let go = Go::find()?;
     let unfinished = Unfinished::new(cache)?;
     let module = unfinished.module()?;
-    let [gateway_module, kwok_module] =
-        go.module_folders(&module, ["sigs.k8s.io/gateway-api", "sigs.k8s.io/kwok"])?;
+    let [gateway_module, kwok_module] = go.module_folders(&module, ["sigs.k8s.io/gateway-api", "sigs.k8s.io/kwok"])?;
 
     if !gateway_api.is_dir() {
         let copies = unfinished.folder("gateway-api")?;

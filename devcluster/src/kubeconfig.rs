@@ -27,18 +27,10 @@ pub(crate) fn for_certificate(server: &str, authority: &Authority, user: &Certif
 
 /// The same cluster for somebody with a token.
 pub(crate) fn with_token(mut config: Value, path: &Path, token: &str) -> Result<Value, Error> {
-    let wrong = || Error::Kubeconfig {
-        path: path.to_owned(),
-        reason: "it has no current context".into(),
-    };
-    let name = config["current-context"]
-        .as_str()
-        .ok_or_else(wrong)?
-        .to_owned();
+    let wrong = || Error::Kubeconfig { path: path.to_owned(), reason: "it has no current context".into() };
+    let name = config["current-context"].as_str().ok_or_else(wrong)?.to_owned();
     let contexts = config["contexts"].as_array().ok_or_else(wrong)?;
-    let context = contexts
-        .iter()
-        .find(|context| context["name"] == name.as_str());
+    let context = contexts.iter().find(|context| context["name"] == name.as_str());
     let mut context = context.ok_or_else(wrong)?.clone();
     context["context"]["user"] = json!("service-account");
     config["contexts"] = json!([context]);
@@ -58,8 +50,7 @@ pub(crate) fn read(path: &Path) -> Result<Value, Error> {
 
 /// A client for the current context of a kubeconfig.
 pub(crate) async fn client(path: &Path) -> Result<kube::Client, Error> {
-    let kubeconfig =
-        kube::config::Kubeconfig::read_from(path).map_err(|error| unusable(path, &error))?;
+    let kubeconfig = kube::config::Kubeconfig::read_from(path).map_err(|error| unusable(path, &error))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default())
         .await
         .map_err(|error| unusable(path, &error))?;
@@ -67,10 +58,7 @@ pub(crate) async fn client(path: &Path) -> Result<kube::Client, Error> {
 }
 
 fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Kubeconfig {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
+    Error::Kubeconfig { path: path.to_owned(), reason: error.to_string() }
 }
 
 fn base64(text: &str) -> String {

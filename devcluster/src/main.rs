@@ -69,8 +69,9 @@ fn main() -> ExitCode {
         Command::Up(up) => run(up),
         Command::Demo(args) => devcluster::demo::run(&args),
         Command::Down { dir } => devcluster::down(&dir),
-        Command::Install => devcluster::install(Progress::Shown)
-            .map(|programs| println!("{}", programs.folder().display())),
+        Command::Install => {
+            devcluster::install(Progress::Shown).map(|programs| println!("{}", programs.folder().display()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,10 +100,7 @@ fn run(up: Up) -> Result<(), Error> {
     let Some(cluster) = Devcluster::start_unless(options, &signals)? else {
         return Ok(());
     };
-    println!(
-        ". {}/env    # KUBECONFIG, KUBECTL, HELM, DATABASE_ADMIN_URL",
-        cluster.dir().display()
-    );
+    println!(". {}/env    # KUBECONFIG, KUBECTL, HELM, DATABASE_ADMIN_URL", cluster.dir().display());
     println!("ready");
     cluster.supervise(&signals, &[])
 }

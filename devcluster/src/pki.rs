@@ -5,8 +5,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
 };
 
 use crate::Error;
@@ -31,14 +31,9 @@ impl Authority {
     pub fn new(name: &str) -> Result<Authority, Error> {
         let mut params = parameters(name, None, &[])?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
-        Ok(Authority {
-            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)?,
-        })
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        Ok(Authority { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
     /// The authority's own certificate.
@@ -58,34 +53,21 @@ impl Authority {
 
     /// A server's certificate for these names: DNS names or IP addresses.
     pub fn server(&self, common_name: &str, names: &[&str]) -> Result<Certificate, Error> {
-        self.issue(
-            parameters(common_name, None, names)?,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        )
+        self.issue(parameters(common_name, None, names)?, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
     /// A client's certificate; Kubernetes takes the common name as the user and
     /// the organization as its group.
     pub fn client(&self, user: &str, group: Option<&str>) -> Result<Certificate, Error> {
-        self.issue(
-            parameters(user, group, &[])?,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        )
+        self.issue(parameters(user, group, &[])?, ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    fn issue(
-        &self,
-        mut params: CertificateParams,
-        usage: ExtendedKeyUsagePurpose,
-    ) -> Result<Certificate, Error> {
+    fn issue(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<Certificate, Error> {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate()?;
-        Ok(Certificate {
-            certificate_pem: params.signed_by(&key, &self.issuer)?.pem(),
-            key_pem: key.serialize_pem(),
-        })
+        Ok(Certificate { certificate_pem: params.signed_by(&key, &self.issuer)?.pem(), key_pem: key.serialize_pem() })
     }
 }
 
@@ -95,11 +77,7 @@ pub(crate) fn signing_keys_pem() -> Result<(String, String), Error> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
-fn parameters(
-    common_name: &str,
-    organization: Option<&str>,
-    names: &[&str],
-) -> Result<CertificateParams, Error> {
+fn parameters(common_name: &str, organization: Option<&str>, names: &[&str]) -> Result<CertificateParams, Error> {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names)?;
     let mut subject = DistinguishedName::new();
@@ -113,12 +91,6 @@ fn parameters(
 
 /// Writes a file that only its owner can read, replacing an old one.
 pub(crate) fn write_private(path: &Path, content: &str) -> Result<(), Error> {
-    let file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
-    file.and_then(|mut file| file.write_all(content.as_bytes()))
-        .map_err(Error::file("write", path))
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(content.as_bytes())).map_err(Error::file("write", path))
 }

@@ -69,32 +69,23 @@ impl ControlPlane {
         options: &Options,
         authority: &Authority,
     ) -> Result<ControlPlane, Error> {
-        let setting = Setting {
-            dir,
-            programs,
-            options,
-            authority,
-        };
+        let setting = Setting { dir, programs, options, authority };
         setting.write_pki()?;
         let mut tries = 1;
         loop {
             match setting.start() {
-                Err(Error::Died { program, tail, .. }) if port_was_lost(&tail) => {
-                    match options.api_port {
-                        Some(port) if program == API_SERVER => {
-                            return Err(Error::PortTaken { program, port });
-                        }
-                        _ if tries == TRIES => {
-                            return Err(Error::Missing {
-                                what: format!(
-                                    "{program} lost its port to another process {TRIES} times"
-                                ),
-                                hint: "look for something that takes all free ports".into(),
-                            });
-                        }
-                        _ => tries += 1,
+                Err(Error::Died { program, tail, .. }) if port_was_lost(&tail) => match options.api_port {
+                    Some(port) if program == API_SERVER => {
+                        return Err(Error::PortTaken { program, port });
                     }
-                }
+                    _ if tries == TRIES => {
+                        return Err(Error::Missing {
+                            what: format!("{program} lost its port to another process {TRIES} times"),
+                            hint: "look for something that takes all free ports".into(),
+                        });
+                    }
+                    _ => tries += 1,
+                },
                 other => return other,
             }
         }
@@ -152,12 +143,8 @@ impl Setting<'_> {
 
     fn run(&self, program: &str, args: Vec<OsString>) -> Result<Process, Error> {
         Process::start(
-            Spec::new(
-                program,
-                self.programs.path(program),
-                self.dir.join("log").join(format!("{program}.log")),
-            )
-            .args(args),
+            Spec::new(program, self.programs.path(program), self.dir.join("log").join(format!("{program}.log")))
+                .args(args),
         )
     }
 
@@ -229,16 +216,8 @@ impl Setting<'_> {
         let masters = Some("system:masters");
         for (path, user, group) in [
             (self.dir.join("kubeconfig"), "admin", masters),
-            (
-                self.user_kubeconfig(CONTROLLER_MANAGER),
-                "system:kube-controller-manager",
-                None,
-            ),
-            (
-                self.user_kubeconfig(SCHEDULER),
-                "system:kube-scheduler",
-                None,
-            ),
+            (self.user_kubeconfig(CONTROLLER_MANAGER), "system:kube-controller-manager", None),
+            (self.user_kubeconfig(SCHEDULER), "system:kube-scheduler", None),
             // It plays all kubelets; a name of its own keeps it apart in the audit log.
             (self.user_kubeconfig(KWOK), KWOK, masters),
         ] {
@@ -259,10 +238,7 @@ impl Setting<'_> {
         args.flag("tls-private-key-file", self.pki("server.key"));
         args.flag("client-ca-file", self.pki("ca.crt"));
         args.flag("service-account-issuer", ISSUER);
-        args.flag(
-            "service-account-signing-key-file",
-            self.pki("service-account.key"),
-        );
+        args.flag("service-account-signing-key-file", self.pki("service-account.key"));
         args.flag("service-account-key-file", self.pki("service-account.pub"));
         args.flag("service-cluster-ip-range", SERVICE_CIDR);
         args.flag("authorization-mode", "Node,RBAC");
@@ -282,10 +258,7 @@ impl Setting<'_> {
         self.client(&mut args, CONTROLLER_MANAGER, ports.controller_manager);
         args.flag("controllers", "*");
         args.flag("use-service-account-credentials", "true");
-        args.flag(
-            "service-account-private-key-file",
-            self.pki("service-account.key"),
-        );
+        args.flag("service-account-private-key-file", self.pki("service-account.key"));
         args.flag("root-ca-file", self.pki("ca.crt"));
         args.flag("cluster-signing-cert-file", self.pki("ca.crt"));
         args.flag("cluster-signing-key-file", self.pki("ca.key"));

@@ -72,10 +72,7 @@ const PORT_TRIES: usize = 5;
 impl Postgres {
     /// Starts a server and waits until it takes connections (about a second). Blocks;
     /// may be called with or without an async runtime around.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "options are made for one call"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "options are made for one call")]
     pub fn start(options: PostgresOptions) -> Result<Postgres, Error> {
         let dir = match &options.dir {
             Some(dir) => Workdir::claim(dir)?,
@@ -103,10 +100,7 @@ impl Postgres {
         fs::write(&ca_path, &ca_pem).map_err(Error::file("write", &ca_path))?;
 
         let certificate = authority.server("localhost", &["localhost", "127.0.0.1"])?;
-        for (name, content) in [
-            ("server.crt", &certificate.certificate_pem),
-            ("server.key", &certificate.key_pem),
-        ] {
+        for (name, content) in [("server.crt", &certificate.certificate_pem), ("server.key", &certificate.key_pem)] {
             let path = home.join(name);
             pki::write_private(&path, content)?;
             account.own(&path)?;
@@ -114,12 +108,7 @@ impl Postgres {
         let data = home.join("data");
         let superuser_password = text::secret();
         let admin_password = text::secret();
-        initialise(
-            &programs,
-            &account,
-            &data,
-            &[(SUPERUSER, &superuser_password), (ADMIN, &admin_password)],
-        )?;
+        initialise(&programs, &account, &data, &[(SUPERUSER, &superuser_password), (ADMIN, &admin_password)])?;
         configure(&home, &data, options)?;
         let (process, port) = start_on_a_port(&programs, &account, &data, log, options.port)?;
         Ok(Postgres {
@@ -209,11 +198,7 @@ impl Postgres {
     pub fn kill(&self) {
         // The postmaster stands still first, so no new children appear.
         self.process.freeze();
-        let children: Vec<_> = self
-            .children()
-            .into_iter()
-            .filter_map(process::open)
-            .collect();
+        let children: Vec<_> = self.children().into_iter().filter_map(process::open).collect();
         for child in &children {
             process::signal(child, Signal::KILL);
         }
@@ -292,13 +277,7 @@ fn initialise(
         "--auth",
         "trust",
     ]
-    .map(|argument| {
-        if argument.is_empty() {
-            data
-        } else {
-            argument.as_ref()
-        }
-    });
+    .map(|argument| if argument.is_empty() { data } else { argument.as_ref() });
     account.run(&programs.program("initdb"), &initdb, "")?;
 
     let mut sql = String::new();
@@ -316,12 +295,7 @@ fn initialise(
         let _ = writeln!(sql, "{verb} {role} {attributes} PASSWORD '{verifier}'");
     }
     let postgres = programs.program("postgres");
-    let single: [&OsStr; 4] = [
-        "--single".as_ref(),
-        "-D".as_ref(),
-        data,
-        "postgres".as_ref(),
-    ];
+    let single: [&OsStr; 4] = ["--single".as_ref(), "-D".as_ref(), data, "postgres".as_ref()];
     let output = account.run(&postgres, &single, &sql)?;
     // It goes on after an error, and ends with success.
     if output.contains("ERROR:") {
@@ -365,11 +339,7 @@ fn configure(home: &Path, data: &Path, options: &PostgresOptions) -> Result<(), 
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(Error::file("write", &path))?;
 
-    let plain = if options.require_tls {
-        ""
-    } else {
-        "hostnossl all all 127.0.0.1/32 scram-sha-256\n"
-    };
+    let plain = if options.require_tls { "" } else { "hostnossl all all 127.0.0.1/32 scram-sha-256\n" };
     let rules = format!("hostssl all all 127.0.0.1/32 scram-sha-256\n{plain}");
     let path = data.join("pg_hba.conf");
     fs::write(&path, rules).map_err(Error::file("write", &path))
@@ -387,12 +357,7 @@ fn start_on_a_port(
         tries += 1;
         let port = ports::choose("PostgreSQL", wanted)?;
         let mut spec = Spec::new("postgres", programs.program("postgres"), log.to_owned());
-        spec = spec.args([
-            OsString::from("-D"),
-            data.into(),
-            "-p".into(),
-            port.to_string().into(),
-        ]);
+        spec = spec.args([OsString::from("-D"), data.into(), "-p".into(), port.to_string().into()]);
         spec.user = account.name().map(ToOwned::to_owned);
         // Fast shutdown: sessions are ended.
         spec.stop_signal = Signal::INT;
@@ -401,17 +366,11 @@ fn start_on_a_port(
             Ok(()) => return Ok((process, port)),
             Err(Error::Died { tail, .. }) if tail.contains("could not bind") => match wanted {
                 Some(port) => {
-                    return Err(Error::PortTaken {
-                        program: "PostgreSQL".into(),
-                        port,
-                    });
+                    return Err(Error::PortTaken { program: "PostgreSQL".into(), port });
                 }
                 None if tries < PORT_TRIES => {}
                 None => {
-                    return Err(Error::PortTaken {
-                        program: "PostgreSQL".into(),
-                        port,
-                    });
+                    return Err(Error::PortTaken { program: "PostgreSQL".into(), port });
                 }
             },
             Err(error) => return Err(error),

@@ -58,13 +58,9 @@ impl Spec {
         self
     }
 
-    pub(crate) fn env(
-        mut self,
-        env: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
-    ) -> Spec {
+    pub(crate) fn env(mut self, env: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>) -> Spec {
         for (name, value) in env {
-            self.env
-                .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+            self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         }
         self
     }
@@ -86,10 +82,7 @@ struct Running {
 impl Process {
     /// Starts the program; it may not be ready yet, or end at once.
     pub(crate) fn start(spec: Spec) -> Result<Process, Error> {
-        let process = Process {
-            spec,
-            running: Mutex::new(None),
-        };
+        let process = Process { spec, running: Mutex::new(None) };
         process.start_again()?;
         Ok(process)
     }
@@ -303,9 +296,7 @@ pub(crate) fn exited(pidfd: &OwnedFd, timeout: Option<Duration>) -> bool {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| {
-            Timespec::try_from(left).expect("a timeout of seconds fits the kernel's time type")
-        });
+        let left = left.map(|left| Timespec::try_from(left).expect("a timeout of seconds fits the kernel's time type"));
         let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
         match poll(&mut fds, left.as_ref()) {
             Ok(ready) => return ready > 0,
@@ -329,12 +320,7 @@ pub(crate) fn guarded(program: &Path, user: Option<&str>) -> Command {
     // This process may end between the fork and setpriv's call, which would then wait
     // for a death that has been already: so the shell compares parents.
     command
-        .args([
-            "--",
-            "sh",
-            "-c",
-            r#"test "$PPID" = "$0" || exit 125; exec "$@""#,
-        ])
+        .args(["--", "sh", "-c", r#"test "$PPID" = "$0" || exit 125; exec "$@""#])
         .arg(std::process::id().to_string())
         .arg(program)
         .stdin(Stdio::null())
@@ -363,23 +349,14 @@ fn spawn(spec: &Spec, log: File) -> Result<Running, Error> {
     };
     let command = start().map_err(Error::file("write", &spec.log))?;
     let (answer, started) = mpsc::sync_channel(1);
-    spawner()
-        .send((command, answer))
-        .expect("the spawning thread lives as long as the process");
-    started
-        .recv()
-        .expect("the spawning thread answers each request")
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::Missing {
-                what: "the program setpriv is missing".into(),
-                hint: "install the package util-linux".into(),
-            },
-            _ => Error::File {
-                action: "start",
-                path: spec.program.clone(),
-                source,
-            },
-        })
+    spawner().send((command, answer)).expect("the spawning thread lives as long as the process");
+    started.recv().expect("the spawning thread answers each request").map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing {
+            what: "the program setpriv is missing".into(),
+            hint: "install the package util-linux".into(),
+        },
+        _ => Error::File { action: "start", path: spec.program.clone(), source },
+    })
 }
 
 type Request = (Command, mpsc::SyncSender<io::Result<Running>>);
@@ -404,8 +381,5 @@ fn spawner() -> mpsc::Sender<Request> {
             .expect("a thread can be started");
         Mutex::new(sender)
     });
-    sender
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
+    sender.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

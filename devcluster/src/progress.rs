@@ -31,8 +31,8 @@ impl Progress {
     /// Something that takes a while, until it is dropped.
     pub(crate) fn phase(self, title: &str) -> Phase {
         let bar = ProgressBar::new_spinner();
-        let style = ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg}")
-            .expect("the template is right");
+        let style =
+            ProgressStyle::with_template("{spinner} {prefix} ({elapsed}) {wide_msg}").expect("the template is right");
         let shown = self == Progress::Shown;
         let terminal = shown && !bar.is_hidden();
         if terminal {
@@ -69,11 +69,7 @@ impl Phase {
             && last.elapsed() >= LINE_EVERY
         {
             *last = Instant::now();
-            line(&format!(
-                "{}, {} s: {detail}",
-                self.title,
-                self.start.elapsed().as_secs()
-            ));
+            line(&format!("{}, {} s: {detail}", self.title, self.start.elapsed().as_secs()));
         }
     }
 }

@@ -8,10 +8,7 @@ use std::process::{Command, Stdio};
 /// Frees the segment of the server whose data was in `workdir`, if nobody uses it.
 pub(crate) fn release(workdir: &Path) {
     let pid_file = workdir.join("postgres/data/postmaster.pid");
-    let Some((key, id)) = fs::read_to_string(pid_file)
-        .ok()
-        .and_then(|text| segment(&text))
-    else {
+    let Some((key, id)) = fs::read_to_string(pid_file).ok().and_then(|text| segment(&text)) else {
         return;
     };
     let Ok(table) = fs::read_to_string("/proc/sysvipc/shm") else {
@@ -20,17 +17,11 @@ pub(crate) fn release(workdir: &Path) {
     // Ids are used again: key and id must both fit, and nobody may be attached.
     let unused = table.lines().skip(1).any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.first() == Some(&key.as_str())
-            && fields.get(1) == Some(&id.as_str())
-            && fields.get(6) == Some(&"0")
+        fields.first() == Some(&key.as_str()) && fields.get(1) == Some(&id.as_str()) && fields.get(6) == Some(&"0")
     });
     if unused {
         // Without ipcrm a few bytes stay until the next boot.
-        let _ = Command::new("ipcrm")
-            .args(["-m", &id])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let _ = Command::new("ipcrm").args(["-m", &id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     }
 }
 

@@ -81,14 +81,8 @@ impl Devcluster {
                 }
             }
         }
-        let result = start
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        if interrupted {
-            Ok(None)
-        } else {
-            result.map(Some)
-        }
+        let result = start.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if interrupted { Ok(None) } else { result.map(Some) }
     }
 
     /// Waits until `until` is readable ([`Signals`], say); fails when one of the programs,
@@ -116,13 +110,10 @@ impl Devcluster {
 
 /// Waits until one of the descriptors is readable or closed; tells which are.
 fn readable(fds: &[&dyn AsFd], timeout: Option<Duration>) -> Vec<bool> {
-    let timeout = timeout.map(|timeout| {
-        Timespec::try_from(timeout).expect("a timeout of seconds fits the kernel's time type")
-    });
-    let mut polled: Vec<PollFd<'_>> = fds
-        .iter()
-        .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
-        .collect();
+    let timeout =
+        timeout.map(|timeout| Timespec::try_from(timeout).expect("a timeout of seconds fits the kernel's time type"));
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)).collect();
     loop {
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) => break,

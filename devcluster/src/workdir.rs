@@ -57,12 +57,13 @@ impl Workdir {
         // takes it for a left-over.
         let fresh = tempfile::Builder::new()
             .prefix(".devcluster-new-")
-            .permissions(fs::Permissions::from_mode(0o711))
             .tempdir_in(parent)
             .map_err(Error::file("make a folder in", parent))?;
+        // Whatever the umask: PostgreSQL's account must get through to its own folder.
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o711))
+            .map_err(Error::file("change the mode of", fresh.path()))?;
         let lock = open_lock(&fresh.path().join(LOCK))?;
-        lock.try_lock()
-            .map_err(|error| Error::file("lock", fresh.path())(error.into()))?;
+        lock.try_lock().map_err(|error| Error::file("lock", fresh.path())(error.into()))?;
         let suffix = fresh
             .path()
             .file_name()
@@ -72,12 +73,7 @@ impl Workdir {
         let path = parent.join(format!("{PREFIX}{}-{suffix}", std::process::id()));
         let unnamed = fresh.keep();
         fs::rename(&unnamed, &path).map_err(Error::file("rename", &unnamed))?;
-        let mut workdir = Workdir {
-            path,
-            lock,
-            temporary: true,
-            was_stale: false,
-        };
+        let mut workdir = Workdir { path, lock, temporary: true, was_stale: false };
         workdir.mark(Some(std::process::id()))?;
         Ok(workdir)
     }
@@ -94,10 +90,7 @@ impl Workdir {
                 return Err(Error::Foreign { dir, entry });
             }
         } else if read_mark(&lock_path).is_none() {
-            return Err(Error::Foreign {
-                dir,
-                entry: LOCK.into(),
-            });
+            return Err(Error::Foreign { dir, entry: LOCK.into() });
         }
         let lock = open_lock(&lock_path)?;
         match lock.try_lock() {
@@ -109,12 +102,7 @@ impl Workdir {
             Err(TryLockError::Error(error)) => return Err(Error::file("lock", &lock_path)(error)),
         }
         let was_stale = read_mark(&lock_path).flatten().is_some();
-        let mut workdir = Workdir {
-            path: dir,
-            lock,
-            temporary: false,
-            was_stale,
-        };
+        let mut workdir = Workdir { path: dir, lock, temporary: false, was_stale };
         workdir.clean(&[])?;
         workdir.mark(Some(std::process::id()))?;
         Ok(workdir)
@@ -158,10 +146,7 @@ impl Drop for Workdir {
 /// Asks the process that runs a ground in this folder to end, and waits until it has.
 pub(crate) fn end_owner(dir: &Path) -> Result<(), Error> {
     let lock_path = dir.join(LOCK);
-    let not_running = |known| Error::NotRunning {
-        dir: dir.to_owned(),
-        known,
-    };
+    let not_running = |known| Error::NotRunning { dir: dir.to_owned(), known };
     let Some(pid) = read_mark(&lock_path) else {
         return Err(not_running(false));
     };
@@ -188,9 +173,7 @@ fn sweep(parent: &Path) {
     let me = rustix::process::geteuid().as_raw();
     for entry in entries.flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
-            && entry
-                .metadata()
-                .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == me);
+            && entry.metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == me);
         let lock_path = entry.path().join(LOCK);
         if !ours || read_mark(&lock_path).is_none() {
             continue;
@@ -219,11 +202,7 @@ fn open_lock(path: &Path) -> Result<File, Error> {
 /// `None`: not our mark. `Some(None)`: ended in order. `Some(Some(pid))`: not so (yet).
 fn read_mark(path: &Path) -> Option<Option<u32>> {
     let mut text = String::new();
-    File::open(path)
-        .ok()?
-        .take(64)
-        .read_to_string(&mut text)
-        .ok()?;
+    File::open(path).ok()?.take(64).read_to_string(&mut text).ok()?;
     let mut words = text.split_whitespace();
     match words.next() {
         // Made, and its maker ended before the first write.

@@ -26,11 +26,7 @@ where
 }
 
 async fn namespace(client: &Client, name: &str) -> Namespace {
-    create(
-        &Api::all(client.clone()),
-        json!({"metadata": {"name": name}}),
-    )
-    .await
+    create(&Api::all(client.clone()), json!({"metadata": {"name": name}})).await
 }
 
 fn config_map(name: &str) -> Value {
@@ -47,43 +43,18 @@ fn start(options: Options) -> Devcluster {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_side_by_side_are_real_and_separate() {
     let (whole, api_only) = std::thread::scope(|scope| {
-        let whole = scope.spawn(|| {
-            start(Options {
-                nodes: 3,
-                audit: true,
-                ..Options::default()
-            })
-        });
-        let api_only = scope.spawn(|| {
-            start(Options {
-                api_only: true,
-                postgres: false,
-                ..Options::default()
-            })
-        });
+        let whole = scope.spawn(|| start(Options { nodes: 3, audit: true, ..Options::default() }));
+        let api_only = scope.spawn(|| start(Options { api_only: true, postgres: false, ..Options::default() }));
         (whole.join().unwrap(), api_only.join().unwrap())
     });
     let client = whole.client().await.unwrap();
     let other = api_only.client().await.unwrap();
-    assert_eq!(
-        client.apiserver_version().await.unwrap().git_version,
-        "v1.36.4"
-    );
+    assert_eq!(client.apiserver_version().await.unwrap().git_version, "v1.36.4");
 
     let nodes = |client: &Client| Api::<Node>::all(client.clone());
     let parameters = ListParams::default();
-    assert_eq!(
-        nodes(&client).list(&parameters).await.unwrap().items.len(),
-        3
-    );
-    assert!(
-        nodes(&other)
-            .list(&parameters)
-            .await
-            .unwrap()
-            .items
-            .is_empty()
-    );
+    assert_eq!(nodes(&client).list(&parameters).await.unwrap().items.len(), 3);
+    assert!(nodes(&other).list(&parameters).await.unwrap().items.is_empty());
 
     namespace(&client, "one").await;
     let namespaces: Api<Namespace> = Api::all(other.clone());
@@ -95,26 +66,14 @@ async fn two_side_by_side_are_real_and_separate() {
     namespaces_go(&client).await;
 
     // Programs of the cache, as the administrator.
-    let kubectl = whole
-        .kubectl()
-        .args(["get", "nodes", "-o", "name"])
-        .output()
-        .unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&kubectl.stdout).lines().count(),
-        3,
-        "{kubectl:?}"
-    );
+    let kubectl = whole.kubectl().args(["get", "nodes", "-o", "name"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&kubectl.stdout).lines().count(), 3, "{kubectl:?}");
     let helm = whole.helm().args(["list", "-A"]).output().unwrap();
     assert!(helm.status.success(), "{helm:?}");
     assert!(whole.postgres().pid().is_some());
 
     let dirs = [whole.dir().to_owned(), api_only.dir().to_owned()];
-    let pids: Vec<u32> = whole
-        .processes()
-        .chain(api_only.processes())
-        .filter_map(devcluster::Process::pid)
-        .collect();
+    let pids: Vec<u32> = whole.processes().chain(api_only.processes()).filter_map(devcluster::Process::pid).collect();
     assert_eq!(pids.len(), 6 + 2);
     drop((whole, api_only));
     assert!(dirs.iter().all(|dir| !dir.exists()));
@@ -144,11 +103,7 @@ async fn pods_run(cluster: &Devcluster, client: &Client) {
     };
     let wait = await_condition(deployments, "web", available);
     let result = tokio::time::timeout(Duration::from_secs(60), wait).await;
-    assert!(
-        result.is_ok(),
-        "no pods within 60 s; look into {}",
-        cluster.dir().display()
-    );
+    assert!(result.is_ok(), "no pods within 60 s; look into {}", cluster.dir().display());
 }
 
 /// A ServiceAccount can do what its Role says, and the log counts it.
@@ -170,10 +125,7 @@ async fn rights_are_real_and_calls_counted(cluster: &Devcluster, client: &Client
     )
     .await;
 
-    let worker = cluster
-        .service_account_client("one", "worker")
-        .await
-        .unwrap();
+    let worker = cluster.service_account_client("one", "worker").await.unwrap();
     let user = "system:serviceaccount:one:worker";
     let maps: Api<ConfigMap> = Api::namespaced(worker.clone(), "one");
     let parameters = ListParams::default();
@@ -189,10 +141,7 @@ async fn rights_are_real_and_calls_counted(cluster: &Devcluster, client: &Client
         create(&maps, config_map(&format!("map-{index}"))).await;
     }
     let refused = secrets.list(&parameters).await.unwrap_err();
-    assert!(
-        matches!(&refused, kube::Error::Api(status) if status.code == 403),
-        "{refused}"
-    );
+    assert!(matches!(&refused, kube::Error::Api(status) if status.code == 403), "{refused}");
     let after = all_logged(cluster, user, maps.list(&parameters)).await;
 
     let counts = audit.counts(before).unwrap();
@@ -202,9 +151,7 @@ async fn rights_are_real_and_calls_counted(cluster: &Devcluster, client: &Client
     assert_eq!(count("list", "secrets"), 1, "{of_worker:?}");
     assert_eq!(count("list", "configmaps"), 1, "{of_worker:?}");
     let events = audit.events(before).unwrap();
-    let denied = events
-        .iter()
-        .find(|event| event.user == user && event.resource == "secrets");
+    let denied = events.iter().find(|event| event.user == user && event.resource == "secrets");
     assert_eq!(denied.unwrap().code, 403);
     assert!(!denied.unwrap().is_write());
     assert_eq!(audit.count(after, user, "create", "configmaps").unwrap(), 0);
@@ -225,10 +172,7 @@ async fn all_logged<T>(
     assert!(call.await.is_ok());
     let start = Instant::now();
     while all(&audit) == known {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "a call never reached the log"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "a call never reached the log");
         tokio::task::yield_now().await;
     }
     audit.mark().unwrap()
@@ -237,8 +181,7 @@ async fn all_logged<T>(
 async fn gateway_api_is_there(client: &Client) {
     let kind = kube::core::GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
     let resource = kube::core::ApiResource::from_gvk(&kind);
-    let routes: Api<kube::core::DynamicObject> =
-        Api::namespaced_with(client.clone(), "one", &resource);
+    let routes: Api<kube::core::DynamicObject> = Api::namespaced_with(client.clone(), "one", &resource);
     let route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": "web"}, "spec": {"hostnames": ["a.example.com"]}});
     let route = serde_json::from_value(route).unwrap();
@@ -250,10 +193,7 @@ async fn gateway_api_is_there(client: &Client) {
 async fn namespaces_go(client: &Client) {
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let uid = namespaces.get("one").await.unwrap().uid().unwrap();
-    namespaces
-        .delete("one", &DeleteParams::default())
-        .await
-        .unwrap();
+    namespaces.delete("one", &DeleteParams::default()).await.unwrap();
     let wait = await_condition(namespaces, "one", is_deleted(&uid));
     let result = tokio::time::timeout(Duration::from_secs(120), wait).await;
     assert!(result.is_ok(), "the namespace stays");
@@ -261,12 +201,7 @@ async fn namespaces_go(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_can_be_killed_frozen_and_brought_back() {
-    let cluster = start(Options {
-        api_only: true,
-        postgres: false,
-        gateway_api: false,
-        ..Options::default()
-    });
+    let cluster = start(Options { api_only: true, postgres: false, gateway_api: false, ..Options::default() });
     let client = cluster.client().await.unwrap();
     namespace(&client, "one").await;
     let maps: Api<ConfigMap> = Api::namespaced(client, "one");
@@ -300,18 +235,9 @@ fn helper_start_and_wait() {
     let Some(dir) = common::helper_dir() else {
         return;
     };
-    let cluster = Devcluster::start(Options {
-        dir: Some(dir.clone()),
-        ..Options::default()
-    })
-    .unwrap();
-    let sleep = cluster
-        .spawn("sleep", "sleep".as_ref(), ["1000"], [("NAME", "value")])
-        .unwrap();
-    let pids = cluster
-        .processes()
-        .chain([&sleep])
-        .filter_map(devcluster::Process::pid);
+    let cluster = Devcluster::start(Options { dir: Some(dir.clone()), ..Options::default() }).unwrap();
+    let sleep = cluster.spawn("sleep", "sleep".as_ref(), ["1000"], [("NAME", "value")]).unwrap();
+    let pids = cluster.processes().chain([&sleep]).filter_map(devcluster::Process::pid);
     common::helper_report(&dir, &pids.collect::<Vec<_>>());
 }
 
@@ -322,16 +248,13 @@ fn nothing_outlives_a_killed_parent() {
     let mut helper = common::Helper::start("helper_start_and_wait", &dir);
     let pids = helper.tree();
     assert!(pids.len() > 7, "{pids:?}");
-    assert!(pids.iter().all(|pid| common::alive(*pid)));
+    assert_eq!(helper.roots().len(), 7);
+    assert!(helper.roots().iter().all(|pid| common::alive(*pid)));
     helper.kill();
     common::wait_until_gone(&pids);
 
     // What it left is recognised, removed, and its folder taken again.
     let old = std::fs::read_to_string(dir.join("kubeconfig")).unwrap();
-    let cluster = start(Options {
-        dir: Some(dir.clone()),
-        api_only: true,
-        ..Options::default()
-    });
+    let cluster = start(Options { dir: Some(dir.clone()), api_only: true, ..Options::default() });
     assert_ne!(std::fs::read_to_string(cluster.kubeconfig()).unwrap(), old);
 }

@@ -11,9 +11,7 @@ use std::time::Duration;
 
 fn devcluster() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_devcluster"));
-    command
-        .env_remove("DEVCLUSTER_BIN")
-        .env_remove("DEVCLUSTER_KUBECONFIG");
+    command.env_remove("DEVCLUSTER_BIN").env_remove("DEVCLUSTER_KUBECONFIG");
     command
 }
 
@@ -46,11 +44,7 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Running {
-        let child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut running = Running { child };
         let (tell, told) = mpsc::channel();
         let stdout = running.child.stdout.take().unwrap();
@@ -107,11 +101,8 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 
 /// What a user's shell gets from DIR/env.
 fn in_shell(dir: &Path, script: &str) -> String {
-    let output = Command::new("sh")
-        .args(["-ec", &format!("set -a; . \"$0/env\"; {script}")])
-        .arg(dir)
-        .output()
-        .unwrap();
+    let output =
+        Command::new("sh").args(["-ec", &format!("set -a; . \"$0/env\"; {script}")]).arg(dir).output().unwrap();
     assert!(output.status.success(), "{script}: {}", stderr(&output));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -123,54 +114,28 @@ fn up_is_usable_from_a_shell_refuses_a_second_and_ends_by_down() {
     let pids = running.tree();
     assert!(pids.len() > 6, "{pids:?}");
 
-    assert_eq!(
-        in_shell(&dir, "\"$KUBECTL\" get nodes -o name"),
-        "node/node-0"
-    );
+    assert_eq!(in_shell(&dir, "\"$KUBECTL\" get nodes -o name"), "node/node-0");
     assert_eq!(in_shell(&dir, "\"$HELM\" list -q"), "");
     let sql = "select current_user || ' ' || ssl from pg_stat_ssl where pid = pg_backend_pid()";
-    let admin = in_shell(
-        &dir,
-        &format!("psql -XAtc \"{sql}\" \"$DATABASE_ADMIN_URL\""),
-    );
+    let admin = in_shell(&dir, &format!("psql -XAtc \"{sql}\" \"$DATABASE_ADMIN_URL\""));
     assert_eq!(admin, "tenantry_admin true");
-    let superuser = in_shell(
-        &dir,
-        "psql -XAtc 'select current_user' \"$DATABASE_SUPERUSER_URL\"",
-    );
+    let superuser = in_shell(&dir, "psql -XAtc 'select current_user' \"$DATABASE_SUPERUSER_URL\"");
     assert_eq!(superuser, "postgres");
-    for name in [
-        "etcd",
-        "kube-apiserver",
-        "kube-controller-manager",
-        "kube-scheduler",
-        "kwok",
-        "postgres",
-    ] {
+    for name in ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok", "postgres"] {
         assert!(dir.join(format!("log/{name}.log")).is_file(), "{name}");
     }
     assert!(std::fs::metadata(dir.join("audit.log")).unwrap().len() > 0);
 
-    refuses(
-        &mut up(&dir),
-        &["is in use", &running.child.id().to_string(), "down --dir"],
-    );
+    refuses(&mut up(&dir), &["is in use", &running.child.id().to_string(), "down --dir"]);
 
-    let output = devcluster()
-        .args(["down", "--dir"])
-        .arg(&dir)
-        .output()
-        .unwrap();
+    let output = devcluster().args(["down", "--dir"]).arg(&dir).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let (success, text) = running.wait();
     assert!(success, "{text}");
     assert!(pids.iter().all(|pid| !common::alive(*pid)));
     assert!(!dir.join("kubeconfig").exists(), "no credentials stay");
     assert!(dir.join("log/etcd.log").exists() && dir.join("audit.log").exists());
-    refuses(
-        devcluster().args(["down", "--dir"]).arg(&dir),
-        &["no devcluster runs in"],
-    );
+    refuses(devcluster().args(["down", "--dir"]).arg(&dir), &["no devcluster runs in"]);
 }
 
 #[test]
@@ -183,10 +148,7 @@ fn a_part_that_dies_ends_all_and_is_named() {
         String::from_utf8_lossy(&name).contains("/etcd\0")
     });
     let etcd = etcd.expect("etcd runs").to_string();
-    Command::new("kill")
-        .args(["-KILL", &etcd])
-        .status()
-        .unwrap();
+    Command::new("kill").args(["-KILL", &etcd]).status().unwrap();
     let (success, text) = running.wait();
     assert!(!success);
     assert!(text.contains("etcd ended (signal 9)"), "{text}");
@@ -209,17 +171,9 @@ fn a_signal_ends_it_in_order_also_while_it_starts() {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         below = common::tree(&[child.id()]);
     }
-    Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     let mut said = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(!said.contains("ready"), "{said}");
     common::wait_until_gone(&below);
@@ -233,48 +187,28 @@ fn what_it_cannot_use_is_refused_with_the_way_out() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for flag in ["--api-port", "--postgres-port"] {
-        refuses(
-            up(&dir).args([flag, &port]),
-            &[&port, "is taken", "choose another port"],
-        );
+        refuses(up(&dir).args([flag, &port]), &[&port, "is taken", "choose another port"]);
     }
     // Programs.
     let empty = tempfile::tempdir().unwrap();
     std::fs::write(empty.path().join("kubectl"), "").unwrap();
     let text = refuses(
         up(&dir).env("DEVCLUSTER_BIN", empty.path()),
-        &[
-            "DEVCLUSTER_BIN",
-            "lacks etcd, kube-apiserver",
-            "helm",
-            "unset DEVCLUSTER_BIN",
-        ],
+        &["DEVCLUSTER_BIN", "lacks etcd, kube-apiserver", "helm", "unset DEVCLUSTER_BIN"],
     );
     assert!(!text.contains("kubectl"), "{text}");
     refuses(up(&dir).env("PG_BIN", empty.path()), &["PG_BIN", "initdb"]);
     // A folder that is somebody else's.
-    refuses(
-        &mut up(empty.path()),
-        &["is not empty", "kubectl", "nothing was touched"],
-    );
+    refuses(&mut up(empty.path()), &["is not empty", "kubectl", "nothing was touched"]);
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 1);
     // A cluster that isn't there.
     let config = empty.path().join("config");
     let absent = "apiVersion: v1\nkind: Config\ncurrent-context: a\ncontexts: [{name: a, context: {cluster: a, user: a}}]\nclusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: a, user: {}}]\n";
     std::fs::write(&config, absent).unwrap();
-    refuses(
-        up(&dir).env("DEVCLUSTER_KUBECONFIG", &config),
-        &["doesn't answer"],
-    );
+    refuses(up(&dir).env("DEVCLUSTER_KUBECONFIG", &config), &["doesn't answer"]);
     // None of these left anything that a next start would stumble over.
-    let left: Vec<_> = std::fs::read_dir(&dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    assert!(
-        left.iter().all(|name| name == "lock" || name == "log"),
-        "{left:?}"
-    );
+    let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "lock" || name == "log"), "{left:?}");
 }
 
 #[test]
@@ -294,33 +228,22 @@ fn a_full_disk_is_told_before_anything_starts() {
         return;
     }
     assert!(!output.status.success(), "{text}");
-    assert!(
-        text.contains("not enough room") && text.contains("512 MiB are needed"),
-        "{text}"
-    );
+    assert!(text.contains("not enough room") && text.contains("512 MiB are needed"), "{text}");
 }
 
 #[test]
 fn an_existing_cluster_is_used_and_left_running() {
     let (_parent, dir) = folder();
-    let mut first =
-        Running::start(up(&dir).args(["--api-only", "--no-gateway-api", "--no-postgres"]));
+    let mut first = Running::start(up(&dir).args(["--api-only", "--no-gateway-api", "--no-postgres"]));
     let (_other_parent, other) = folder();
-    let mut second =
-        Running::start(up(&other).env("DEVCLUSTER_KUBECONFIG", dir.join("kubeconfig")));
+    let mut second = Running::start(up(&other).env("DEVCLUSTER_KUBECONFIG", dir.join("kubeconfig")));
     let get = "\"$KUBECTL\" get crd -o name";
     assert!(in_shell(&other, get).contains("httproutes.gateway.networking.k8s.io"));
-    assert_eq!(
-        in_shell(&other, "psql -XAtc 'select 1' \"$DATABASE_ADMIN_URL\""),
-        "1"
-    );
+    assert_eq!(in_shell(&other, "psql -XAtc 'select 1' \"$DATABASE_ADMIN_URL\""), "1");
     let names: Vec<_> = std::fs::read_dir(other.join("log")).unwrap().collect();
     assert_eq!(names.len(), 1, "PostgreSQL and no other program");
     let (success, text) = second.end("-TERM");
     assert!(success, "{text}");
-    assert!(
-        in_shell(&dir, get).contains("httproutes"),
-        "the cluster lives on"
-    );
+    assert!(in_shell(&dir, get).contains("httproutes"), "the cluster lives on");
     assert!(first.end("-TERM").0);
 }

@@ -5,11 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use kube::{
     Api, Client,
-    api::{
-        DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
-        ValidationDirective,
-    },
-    core::{ApiResource, Request},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy, ValidationDirective},
+    core::ApiResource,
 };
 use serde_json::{Value, json};
 use tracing::info;
@@ -17,7 +14,7 @@ use tracing::info;
 use super::{
     children::{Children, Key, Observed, desired_hash},
     drift::{self, REPLICAS_MANAGER, compare, is_ours},
-    error::{Error, Result, already_exists, is_conflict, is_not_found},
+    error::{Error, Result, is_conflict, is_not_found},
 };
 use crate::{
     api::FIELD_MANAGER,
@@ -88,19 +85,20 @@ impl<S: Clone + PartialEq> Cluster<S> {
         let key = Key::of(object);
         match self.children.observe(&key, hash) {
             Observed::InSync => return Ok(Applied::Unchanged),
-            Observed::Absent => match self.create(&key, &object.body).await? {
-                Some(created) => {
-                    info!(object = %key, "created");
-                    self.children.wrote(&key, hash, &created);
-                    return Ok(Applied::Created);
-                }
-                // It is there after all: the watch has not told yet, or somebody took our labels off it.
-                None => match self.read(&key).await? {
+            Observed::Absent => {
+                // An apply would merge with an object of the same name that is somebody else's.
+                let found = if is_watched_whole(key.kind) { None } else { self.read(&key).await? };
+                match found {
+                    None => {
+                        let created = self.create(&key, &object.body).await?;
+                        info!(object = %key, "created");
+                        self.children.wrote(&key, hash, &created);
+                        return Ok(Applied::Created);
+                    }
                     Some(live) if is_ours(&live) => {}
                     Some(_) => return Err(Error::Foreign { what: key.to_string() }),
-                    None => return Err(Error::timeout(format!("{key} came and went"))),
-                },
-            },
+                }
+            }
             Observed::Changed(live) => {
                 if !is_ours(&live) {
                     return Err(Error::Foreign { what: key.to_string() });
@@ -181,20 +179,13 @@ impl<S: Clone + PartialEq> Cluster<S> {
         Ok(found.and_then(|object| serde_json::to_value(object).ok()))
     }
 
-    /// Makes an object; nothing if one of that name is there. (An apply would merge with it.)
-    async fn create(&self, key: &Key, body: &Value) -> Result<Option<Value>> {
+    /// Makes an object. Not forced: where one of that name came in between, its fields stay.
+    async fn create(&self, key: &Key, body: &Value) -> Result<Value> {
         let what = format!("create {key}");
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let path = self.api(key).resource_url().to_owned();
-        let mut request = Request::new(path)
-            .create(&params, body.to_string().into_bytes())
-            .map_err(|error| Error::timeout(format!("{what}: {error}")))?;
-        *request.uri_mut() = format!("{}&fieldValidation=Strict", request.uri())
-            .parse()
-            .map_err(|error| Error::timeout(format!("{what}: {error}")))?;
-        match timed(&what, self.client.request::<Value>(request)).await? {
-            Ok(created) => Ok(Some(created)),
-            Err(error) if already_exists(&error) => Ok(None),
+        let params = strict(PatchParams::apply(FIELD_MANAGER));
+        match timed(&what, self.api(key).patch(&key.name, &params, &Patch::Apply(body))).await? {
+            Ok(created) => serde_json::to_value(created).map_err(|error| Error::timeout(format!("{what}: {error}"))),
+            Err(error) if is_conflict(&error) => Err(Error::Foreign { what: key.to_string() }),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
     }
@@ -219,6 +210,12 @@ impl<S: Clone + PartialEq> Cluster<S> {
             None => Api::all_with(self.client.clone(), &resource),
         }
     }
+}
+
+/// Whether every object of a kind is watched, not only ours: these are the kinds that each
+/// tenant has, and what a watch tells needs no read before they are made.
+pub(super) fn is_watched_whole(kind: Kind) -> bool {
+    matches!(kind, Kind::Secret | Kind::ConfigMap | Kind::HttpRoute | Kind::Ingress)
 }
 
 /// How the API server calls a kind.

@@ -23,7 +23,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::{
-    apply::api_resource,
+    apply::{api_resource, is_watched_whole},
     children::{Children, Key, Owner},
 };
 use crate::{
@@ -102,8 +102,8 @@ where
     store.get(&Lookup::to_object_ref(object, ()))
 }
 
-/// Keeps `children` equal to our objects of one kind, in one namespace or in all, and tells
-/// whose objects changed. `synced` is called when the first list is complete.
+/// Keeps `children` equal to the objects of one kind, in one namespace or in all, and tells
+/// whose objects changed. (Of most kinds, ours alone; of those that every tenant has, all.) `synced` is called when the first list is complete.
 pub async fn watch_children<S>(
     client: kube::Client,
     kind: Kind,
@@ -119,7 +119,10 @@ pub async fn watch_children<S>(
         Some(namespace) => Api::namespaced_with(client, namespace, &resource),
         None => Api::all_with(client, &resource),
     };
-    let config = watcher::Config::default().labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
+    let mut config = watcher::Config::default();
+    if !is_watched_whole(kind) {
+        config = config.labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
+    }
     let mut changes = events(api, config, kind.to_string());
     let mut listed = HashSet::new();
     while let Some(event) = changes.next().await {
@@ -150,7 +153,10 @@ pub async fn watch_children<S>(
 }
 
 fn saw<S: Clone + PartialEq>(children: &Children<S>, key: &Key, object: &DynamicObject) -> Option<Owner> {
-    let object: Value = serde_json::to_value(object).ok()?;
+    let mut object: Value = serde_json::to_value(object).ok()?;
+    // The items of a list don't say what they are; events do.
+    object["apiVersion"] = key.kind.api_version().into();
+    object["kind"] = key.kind.as_str().into();
     children.saw(key, &object)
 }
 

@@ -48,6 +48,9 @@ use crate::{
     cluster::{Children, Cluster},
 };
 
+/// How long a start waits for servers that don't answer.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
 /// A running operator, as its health and metrics are asked.
 #[derive(Clone)]
 pub struct Operator {
@@ -127,18 +130,34 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         let concurrency = world.args.concurrency;
         let stores = &world.stores;
         let few = 4;
+        let rest = async {
+            // What a server says decides about its pools and tenants: it is asked first, so that
+            // nothing is written that the next moment takes back.
+            let servers: Vec<_> = stores.servers.state().iter().map(|server| server.name_any()).collect();
+            // One that doesn't answer holds nobody up for long.
+            let _ = tokio::time::timeout(FIRST_CONTACT, world.shared.all_tried(&servers)).await;
+            tokio::join!(
+                queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, few, plan::reconcile),
+                queue::work(
+                    Arc::clone(&world),
+                    stores.applications.clone(),
+                    application_requests,
+                    few,
+                    application::reconcile
+                ),
+                queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, few, pool::reconcile),
+                queue::work(
+                    Arc::clone(&world),
+                    stores.tenants.clone(),
+                    tenant_requests,
+                    concurrency,
+                    tenant::reconcile
+                ),
+            )
+        };
         tokio::join!(
             queue::work(Arc::clone(&world), stores.servers.clone(), server_requests, few, server::reconcile),
-            queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, few, plan::reconcile),
-            queue::work(
-                Arc::clone(&world),
-                stores.applications.clone(),
-                application_requests,
-                few,
-                application::reconcile
-            ),
-            queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, few, pool::reconcile),
-            queue::work(Arc::clone(&world), stores.tenants.clone(), tenant_requests, concurrency, tenant::reconcile),
+            rest,
         );
     };
     Ok((operator, running))

@@ -24,7 +24,13 @@ use crate::{
 const CONNECTIONS: usize = 8;
 
 pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) -> Outcome {
-    if super::is_paused(&*server) {
+    let outcome = look_at(&server, &world).await;
+    world.shared.set_tried(&server.name_any());
+    outcome
+}
+
+async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
+    if super::is_paused(server) {
         return Ok(None);
     }
     let name = server.name_any();
@@ -41,17 +47,17 @@ pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) ->
         if tenants == 0 && pools == 0 {
             world.databases.remove(&name);
             world.statuses.servers.forget(server.metadata.uid.as_deref().unwrap_or_default());
-            remove_finalizer(world.cluster.client(), &*server).await?;
+            remove_finalizer(world.cluster.client(), server).await?;
             return Ok(None);
         }
         let message = format!("{tenants} Tenants and {pools} Pools are still on this server: delete them first");
-        return write(&server, &world, tenants, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
+        return write(server, world, tenants, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
     }
-    add_finalizer(world.cluster.client(), &*server).await?;
-    let faults = server_faults(&server);
+    add_finalizer(world.cluster.client(), server).await?;
+    let faults = server_faults(server);
     let found = match faults.first() {
         Some(fault) => Err(Failure::permanent(fault.reason, join_faults(&faults))),
-        None => connect(&server, &world).await,
+        None => connect(server, world).await,
     };
     let mut concerns = Concerns::default();
     match &found {
@@ -66,7 +72,7 @@ pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) ->
         Err(failure) => concerns.fails(ConditionType::Reachable, failure.clone()),
     }
     let verdicts = concerns.verdicts("the server answers, and its records are known");
-    let counted = write(&server, &world, tenants, found.as_ref().ok(), &verdicts).await?;
+    let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts).await?;
     match concerns.blocked() {
         // A server that is away comes back without anybody telling: look often.
         Some(failure) if failure.class == Class::Permanent => Ok(Some(world.args.health_interval)),

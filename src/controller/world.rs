@@ -12,6 +12,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::sync::watch;
 
 use super::{
     databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns, placements::Placements,
@@ -97,6 +98,8 @@ pub(super) struct Shared {
     /// Namespaces whose Secrets and ConfigMaps are watched; true once they were listed.
     namespaces: Mutex<HashMap<String, bool>>,
     counted: Mutex<HashMap<String, Instant>>,
+    /// DatabaseServers that were tried once, whether they answered or not.
+    tried: watch::Sender<BTreeSet<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -110,6 +113,17 @@ impl Shared {
 
     pub(super) fn hosts(&self) -> MutexGuard<'_, HostIndex> {
         lock(&self.hosts)
+    }
+
+    /// Notes that a DatabaseServer was tried.
+    pub(super) fn set_tried(&self, server: &str) {
+        self.tried.send_if_modified(|tried| tried.insert(server.to_owned()));
+    }
+
+    /// Waits until each of these DatabaseServers was tried once.
+    pub(super) async fn all_tried(&self, servers: &[String]) {
+        // An error means that the sender is gone, which lives as long as this.
+        let _ = self.tried.subscribe().wait_for(|tried| servers.iter().all(|server| tried.contains(server))).await;
     }
 
     /// Notes that a tenant waits for a place, or no longer does.

@@ -10,7 +10,7 @@ use super::pool::Login;
 use super::records::read_live;
 use super::server::{Endpoint, Server};
 use super::sql::{Script, ident, literal};
-use super::tenants::expect_one;
+use super::tenants::{end_sessions, expect_one};
 use super::types::{AppliedMigration, Migrated, Migration};
 
 impl Server {
@@ -56,8 +56,13 @@ impl Server {
 
         let mut close = Script::new();
         close.add(close_where(&format!("name = {}", literal(&migrator))));
+        let doing = format!("can't close migration login {migrator}");
         let closed = match self.connect(database).await {
-            Ok(mut connection) => connection.run(&format!("can't close migration login {migrator}"), &close).await,
+            Ok(mut connection) => match connection.run(&doing, &close).await {
+                // Its session goes by itself; whoever migrates next must not find it there.
+                Ok(_) => end_sessions(&mut connection, std::slice::from_ref(&migrator)).await,
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         if let Err(error) = closed {

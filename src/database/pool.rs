@@ -21,6 +21,8 @@ use super::types::Statistics;
 
 /// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
 const LIFETIME: Duration = Duration::from_mins(10);
+/// For the few statements that make or drop a whole database.
+const LONG: Duration = Duration::from_mins(5);
 
 pub(super) struct Pool {
     pub(super) config: ServerConfig,
@@ -137,12 +139,12 @@ impl Pool {
                 Ok(Connection { idle: Some(idle), clean: true, place })
             }
             Err(error) => {
-                // A database that isn't there says nothing about the server.
-                if error.sqlstate() == Some("3D000") {
-                    attempt.succeeded();
-                } else {
+                // What concerns one database says nothing about the server.
+                if error.sqlstate().is_none_or(|code| code == "57P03" || code.starts_with("28")) {
                     attempt.failed(&error);
                     self.shelf().idle.clear();
+                } else {
+                    attempt.succeeded();
                 }
                 Err(error)
             }
@@ -322,18 +324,26 @@ impl Connection {
 
     async fn transaction(&mut self, doing: &str, script: &Script, fence: Option<u64>) -> Result<Vec<SimpleQueryRow>> {
         let (text, count) = script.transaction(fence);
-        self.send(doing, &text, count).await
+        self.send(doing, &text, count, self.patience()).await
     }
 
-    /// Runs one statement that can't be in a transaction.
+    /// Runs one statement that can't be in a transaction, and may take long where the server has
+    /// to write a checkpoint first: CREATE DATABASE and DROP DATABASE.
     pub(super) async fn run_alone(&mut self, doing: &str, statement: &str) -> Result<()> {
-        self.send(doing, statement, 1).await.map(drop)
+        let patience = LONG.max(self.patience());
+        let allow = format!("SET statement_timeout = {}", LONG.as_millis());
+        self.send(doing, &allow, 1, patience).await?;
+        let result = self.send(doing, statement, 1, patience).await;
+        if self.clean {
+            self.send(doing, "RESET statement_timeout", 1, patience).await?;
+        }
+        result.map(drop)
     }
 
-    async fn send(&mut self, doing: &str, text: &str, count: u64) -> Result<Vec<SimpleQueryRow>> {
+    async fn send(&mut self, doing: &str, text: &str, count: u64, patience: Duration) -> Result<Vec<SimpleQueryRow>> {
         self.place.pool.count(count);
         self.clean = false;
-        let answer = timeout(self.patience(), self.client().simple_query(text)).await;
+        let answer = timeout(patience, self.client().simple_query(text)).await;
         match self.answered(doing, answer) {
             Ok(messages) => {
                 self.clean = true;

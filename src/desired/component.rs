@@ -9,7 +9,7 @@ use k8s_openapi::{
             CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
             MetricTarget, ResourceMetricSource,
         },
-        core::v1::{PodTemplateSpec, Service, ServicePort, ServiceSpec},
+        core::v1::{Container, PodSpec, PodTemplateSpec, Service, ServicePort, ServiceSpec},
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{
@@ -25,7 +25,7 @@ use super::{
     sidecar::Sidecar,
     template,
 };
-use crate::api::{Component, Tier};
+use crate::api::{Component, Quantities, Tier};
 
 /// One component in one namespace.
 #[derive(Clone, Copy)]
@@ -41,6 +41,8 @@ pub(super) struct Workload<'a> {
     pub sidecar: Option<Sidecar<'a>>,
     /// How long a rollout may take, in seconds.
     pub deadline_seconds: Option<i32>,
+    /// The quota of the namespace.
+    pub quota: Option<&'a Quantities>,
     /// The replicas to hold while an autoscaler has not set any yet.
     pub held_replicas: Option<i32>,
 }
@@ -53,47 +55,76 @@ pub(super) struct WorkloadObjects {
     pub disruption_budget: Option<Object>,
 }
 
-/// What is wrong with a component.
-pub(super) fn component_faults(path: &str, component: &Component) -> Vec<Fault> {
-    match template::decode(&format!("{path}.template"), component) {
-        Ok(template) => autoscaling_faults(path, component, &template),
-        Err(faults) => faults,
-    }
+/// What is wrong with a component that runs under a quota.
+pub(super) fn component_faults(path: &str, component: &Component, quota: Option<&Quantities>) -> Vec<Fault> {
+    decode(path, component, quota).err().unwrap_or_default()
+}
+
+fn decode(path: &str, component: &Component, quota: Option<&Quantities>) -> Result<PodTemplateSpec, Vec<Fault>> {
+    let template_path = format!("{path}.template");
+    let template = template::decode(&template_path, component)?;
+    let spec = template.spec.clone().unwrap_or_default();
+    let spec_path = format!("{template_path}.spec");
+    let faults = [autoscaling_faults(&spec_path, component, &spec), quota_faults(&spec_path, &spec, quota)].concat();
+    if faults.is_empty() { Ok(template) } else { Err(faults) }
+}
+
+/// Whether a container names an amount; a limit stands in for a request that is left out.
+fn names_amount(container: &Container, request: bool, resource: &str) -> bool {
+    let resources = container.resources.as_ref();
+    let has = |amounts: Option<&BTreeMap<String, _>>| amounts.is_some_and(|amounts| amounts.contains_key(resource));
+    let limited = has(resources.and_then(|resources| resources.limits.as_ref()));
+    limited || (request && has(resources.and_then(|resources| resources.requests.as_ref())))
 }
 
 /// An autoscaler divides use by what is requested, so it needs a request of every container.
-fn autoscaling_faults(path: &str, component: &Component, template: &PodTemplateSpec) -> Vec<Fault> {
-    let Some(autoscaling) = &component.autoscaling else { return Vec::new() };
+fn autoscaling_faults(path: &str, component: &Component, spec: &PodSpec) -> Vec<Fault> {
     let tiers = [Tier::Pooled, Tier::Bridge, Tier::Dedicated];
-    if tiers.iter().all(|tier| autoscaling.get(*tier).is_none()) {
+    let autoscaled = |tier| component.autoscaling.as_ref().is_some_and(|autoscaling| autoscaling.get(tier).is_some());
+    if !tiers.into_iter().any(autoscaled) {
         return Vec::new();
     }
-    let containers = template.spec.iter().flat_map(|spec| &spec.containers).enumerate();
+    let containers = spec.containers.iter().enumerate();
     containers
-        .filter(|(_, container)| {
-            let resources = container.resources.as_ref();
-            let has_cpu =
-                |amounts: Option<&BTreeMap<String, _>>| amounts.is_some_and(|amounts| amounts.contains_key("cpu"));
-            // A limit stands in for a request that is left out.
-            !has_cpu(resources.and_then(|it| it.requests.as_ref()))
-                && !has_cpu(resources.and_then(|it| it.limits.as_ref()))
-        })
+        .filter(|(_, container)| !names_amount(container, true, "cpu"))
         .map(|(index, _)| {
             let message = "autoscaling measures CPU use in percent of the request, and this container requests none: \
                            add resources.requests.cpu";
-            Fault::new(template::INVALID, format!("{path}.template.spec.containers[{index}].resources"), message)
+            Fault::new(template::INVALID, format!("{path}.containers[{index}].resources"), message)
         })
         .collect()
+}
+
+/// Under a quota on CPU or memory, the API server makes no pod of which one container does
+/// not say what it needs.
+fn quota_faults(path: &str, spec: &PodSpec, quota: Option<&Quantities>) -> Vec<Fault> {
+    if spec.resources.is_some() {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    for name in quota.into_iter().flat_map(|quota| quota.0.keys()) {
+        let (request, resource) = match name.as_str() {
+            "cpu" | "requests.cpu" => (true, "cpu"),
+            "memory" | "requests.memory" => (true, "memory"),
+            "limits.cpu" => (false, "cpu"),
+            "limits.memory" => (false, "memory"),
+            _ => continue,
+        };
+        let field = if request { "requests" } else { "limits" };
+        for (path, _) in template::containers(path, spec).filter(|(_, it)| !names_amount(it, request, resource)) {
+            let message = format!(
+                "the quota has {name}, so that each container must say how much: add resources.{field}.{resource}"
+            );
+            faults.push(Fault::new("QuotaNeedsResources", format!("{path}.resources.{field}.{resource}"), message));
+        }
+    }
+    faults
 }
 
 impl Workload<'_> {
     /// The objects of the component.
     pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
-        let template = template::decode(&format!("{}.template", self.path), self.component)?;
-        let faults = autoscaling_faults(self.path, self.component, &template);
-        if !faults.is_empty() {
-            return Err(faults);
-        }
+        let template = decode(self.path, self.component, self.quota)?;
         Ok(WorkloadObjects {
             deployment: self.deployment(template),
             service: self.component.port.map(|port| self.service(port)),

@@ -10,9 +10,10 @@ use crate::api::{Application, DatabaseServer, Pool, Tier};
 
 /// What is wrong with an Application: templates, network peers, shared objects, servers.
 pub fn application_faults(application: &Application, catalog: &impl Catalog) -> Vec<Fault> {
+    let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let components = application.spec.components.iter().enumerate();
     let mut faults: Vec<Fault> = components
-        .flat_map(|(index, component)| component_faults(&format!("spec.components[{index}]"), component))
+        .flat_map(|(index, component)| component_faults(&format!("spec.components[{index}]"), component, quota))
         .collect();
     faults.extend(peer_faults(application));
     faults.extend(shared_faults(application));

@@ -75,22 +75,22 @@ impl HostIndex {
 
     /// Takes note of the hosts of a route that isn't ours (none: the route is gone). Returns
     /// the Tenants that gained or lost a host by it.
-    pub fn set_foreign(&mut self, route: &str, hosts: &BTreeSet<String>) -> BTreeSet<String> {
+    pub fn set_foreign(&mut self, route: &str, hosts: BTreeSet<String>) -> BTreeSet<String> {
         let old = self.foreign.get(route).cloned().unwrap_or_default();
-        let touched = old.union(hosts).cloned().collect();
+        let touched = old.union(&hosts).cloned().collect();
         self.holders_changed(&touched, |index| {
             for host in &old {
                 index.change(host, |entry| {
                     entry.foreign.remove(route);
                 });
             }
-            for host in hosts {
+            for host in &hosts {
                 index.hosts.entry(host.clone()).or_default().foreign.insert(route.to_owned());
             }
             if hosts.is_empty() {
                 index.foreign.remove(route);
             } else {
-                index.foreign.insert(route.to_owned(), hosts.clone());
+                index.foreign.insert(route.to_owned(), hosts);
             }
         })
     }

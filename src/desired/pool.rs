@@ -159,6 +159,7 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
     let server_name = server.metadata.name.as_deref().unwrap_or_default();
     faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
     let shared = shared_objects(scope, application, input.shared, &mut faults);
+    let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
     let deadline = application.spec.rollout.as_ref().and_then(|rollout| rollout.deadline.as_ref()?.get());
     let deadline_seconds = deadline.map(|deadline| i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX));
@@ -175,6 +176,7 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
             namespace: &namespace,
             sidecar: Some(sidecar),
             deadline_seconds,
+            quota,
             held_replicas: input.held_replicas.get(&component.name).copied(),
         };
         match workload.objects() {
@@ -203,7 +205,7 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         operator_binding: scope.operator_binding(settings),
         agent: scope.agent(),
         shared,
-        quota: scope.quota(application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref())),
+        quota: scope.quota(quota),
         network_policies: network.policies(),
         services,
         disruption_budgets,

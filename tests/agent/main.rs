@@ -3,4 +3,5 @@
 mod faults;
 mod files;
 mod ground;
+mod program;
 mod rights;

@@ -43,6 +43,7 @@ pub fn application_with(component: Value) -> Application {
     application.spec.components = vec![serde_json::from_value(component).unwrap()];
     application.spec.route = None;
     application.spec.shared = None;
+    application.spec.pools = None;
     application
 }
 

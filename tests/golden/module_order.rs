@@ -6,14 +6,15 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 7] = [
+const ORDER: [(&str, &[&str]); 8] = [
     ("api", &[]),
+    ("crds", &["api"]),
     ("desired", &["api"]),
     ("cluster", &["api", "desired"]),
     ("database", &[]),
     ("controller", &["api", "desired", "cluster", "database"]),
     ("agent", &["api", "desired", "cluster", "database"]),
-    ("web", &["api", "desired", "cluster", "database"]),
+    ("web", &["api", "desired", "cluster", "database", "controller"]),
 ];
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {

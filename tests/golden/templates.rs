@@ -183,6 +183,25 @@ fn autoscaling_needs_a_cpu_request() {
 }
 
 #[test]
+fn under_a_quota_every_container_says_what_it_needs() {
+    let mut application = application_with(json!({
+        "name": "api",
+        "template": {"spec": {
+            "initContainers": [{"name": "first", "image": "x", "resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}],
+            "containers": [{"name": "api", "image": "x", "resources": {"requests": {"cpu": 1}}}],
+        }},
+    }));
+    let mut check = |quota: Value| {
+        application.spec.pools = serde_json::from_value(json!({"quota": quota})).unwrap();
+        brief(&application_faults(&application, &shelf()))
+    };
+    assert_eq!(check(json!({"pods": 3, "requests.cpu": 4, "requests.ephemeral-storage": "1Gi"})), [""; 0]);
+    let container = "QuotaNeedsResources spec.components[0].template.spec.containers[0].resources";
+    assert_eq!(check(json!({"memory": "1Gi"})), [format!("{container}.requests.memory")]);
+    assert_eq!(check(json!({"limits.cpu": 1})), [format!("{container}.limits.cpu")]);
+}
+
+#[test]
 fn the_fixture_has_no_fault_and_a_fault_leaves_no_objects() {
     assert_eq!(brief(&application_faults(&application(), &shelf())), [""; 0]);
     let mut application = application();

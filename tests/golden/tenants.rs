@@ -277,16 +277,16 @@ fn tenants_made_in_the_same_second_are_ordered_by_name() {
 #[test]
 fn a_foreign_route_keeps_its_host_but_takes_none_that_is_served() {
     let mut index = HostIndex::default();
-    index.set_foreign("HTTPRoute shop/front", &names(&["x.example"]));
+    index.set_foreign("HTTPRoute shop/front", names(&["x.example"]));
     index.set_claim(claim("acme", 1, &["x.example", "y.example"]));
     assert_eq!(index.granted("acme"), ["y.example"]);
     assert!(index.faults("acme")[0].message.contains("HTTPRoute shop/front"));
 
     let serving = Claim { serving: names(&["y.example"]), ..claim("acme", 1, &["x.example", "y.example"]) };
     index.set_claim(serving);
-    assert_eq!(index.set_foreign("Ingress evil/one", &names(&["y.example"])), names(&[]));
+    assert_eq!(index.set_foreign("Ingress evil/one", names(&["y.example"])), names(&[]));
     assert_eq!(index.holder("y.example"), Some(Holder::Tenant("acme")));
-    assert_eq!(index.set_foreign("HTTPRoute shop/front", &names(&[])), names(&["acme"]));
+    assert_eq!(index.set_foreign("HTTPRoute shop/front", names(&[])), names(&["acme"]));
     assert_eq!(index.granted("acme"), ["x.example", "y.example"]);
 }
 

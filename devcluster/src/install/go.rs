@@ -30,9 +30,7 @@ impl Go {
         );
         let mut old = None;
         for program in programs {
-            let go = Go {
-                program: program.into(),
-            };
+            let go = Go { program: program.into() };
             // `go version` of a newer toolchain that go.mod asks for would download it.
             let Ok(version) = go.output(&["env", "GOVERSION"], None) else {
                 continue;
@@ -77,13 +75,7 @@ impl Go {
     }
 
     /// Builds the module's program and its tools into `bin`.
-    pub(super) fn build(
-        &self,
-        module: &Path,
-        bin: &Path,
-        linker_flags: &str,
-        progress: Progress,
-    ) -> Result<(), Error> {
+    pub(super) fn build(&self, module: &Path, bin: &Path, linker_flags: &str, progress: Progress) -> Result<(), Error> {
         let fetching = progress.phase("fetching the sources of the Kubernetes programs");
         let mut command = self.command(&["list", "-deps", ".", "tool"], Some(module));
         let packages = followed(&mut command, "go list", |line| {
@@ -95,21 +87,10 @@ impl Go {
         .count();
         drop(fetching);
 
-        let compiling = progress.phase(
-            "building the Kubernetes programs, the first time only (5 to 10 minutes on two cores)",
-        );
-        let mut command = self.command(
-            &[
-                "build",
-                "-v",
-                "-trimpath",
-                "-mod=readonly",
-                "-ldflags",
-                linker_flags,
-                "-o",
-            ],
-            Some(module),
-        );
+        let compiling =
+            progress.phase("building the Kubernetes programs, the first time only (5 to 10 minutes on two cores)");
+        let mut command =
+            self.command(&["build", "-v", "-trimpath", "-mod=readonly", "-ldflags", linker_flags, "-o"], Some(module));
         command.arg(bin).args([".", "tool"]);
         let mut compiled = 0;
         followed(&mut command, "go build", |line| {
@@ -139,22 +120,10 @@ impl Go {
 
 /// Runs a command to its end, shows each line of its standard error to `each`, and
 /// gives its standard output.
-fn followed(
-    command: &mut Command,
-    name: &str,
-    mut each: impl FnMut(&str),
-) -> Result<String, Error> {
+fn followed(command: &mut Command, name: &str, mut each: impl FnMut(&str)) -> Result<String, Error> {
     const KEPT: usize = 30;
-    let failed = |source| Error::File {
-        action: "run",
-        path: name.into(),
-        source,
-    };
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    let failed = |source| Error::File { action: "run", path: name.into(), source };
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     let output = child.stdout.take().expect("its standard output is a pipe");
     let errors = child.stderr.take().expect("its standard error is a pipe");
     // Both pipes are read at once: neither may fill and block the command.
@@ -168,23 +137,13 @@ fn followed(
         last.push_back(line);
     }
     let status = child.wait().map_err(failed)?;
-    let text = reader
-        .join()
-        .expect("reading a pipe doesn't panic")
-        .map_err(failed)?;
+    let text = reader.join().expect("reading a pipe doesn't panic").map_err(failed)?;
     if status.success() {
         return Ok(text);
     }
     // What compiled well is no news.
-    let news: Vec<String> = last
-        .into_iter()
-        .filter(|line| line.contains([' ', '\t']))
-        .collect();
-    Err(Error::Command {
-        command: name.to_owned(),
-        status: process::describe(status),
-        output: news.join("\n"),
-    })
+    let news: Vec<String> = last.into_iter().filter(|line| line.contains([' ', '\t'])).collect();
+    Err(Error::Command { command: name.to_owned(), status: process::describe(status), output: news.join("\n") })
 }
 
 /// Major and minor of `go1.26.8`.
@@ -211,10 +170,7 @@ mod tests {
         };
         let absent = told(&["/nowhere/go"]);
         assert!(absent.contains("Go was not found"), "{absent}");
-        assert!(
-            absent.contains("Go 1.26") && absent.contains("DEVCLUSTER_BIN"),
-            "{absent}"
-        );
+        assert!(absent.contains("Go 1.26") && absent.contains("DEVCLUSTER_BIN"), "{absent}");
         let old = told(&["/nowhere/go", &old.to_string_lossy()]);
         assert!(old.contains("too old (go1.19.8)"), "{old}");
     }

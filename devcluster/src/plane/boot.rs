@@ -26,11 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// Waits for the API server, starts its clients, and sets the cluster up. Runs on a
 /// thread and runtime of its own: the caller may be inside a runtime or not.
-pub(super) fn run(
-    setting: &Setting<'_>,
-    mut plane: ControlPlane,
-    ports: Ports,
-) -> Result<ControlPlane, Error> {
+pub(super) fn run(setting: &Setting<'_>, mut plane: ControlPlane, ports: Ports) -> Result<ControlPlane, Error> {
     blocking(async {
         let client = kubeconfig::client(&setting.dir.join("kubeconfig")).await?;
         unless_dead(&plane.all(), "the API server", answers(&client, "/readyz")).await?;
@@ -60,9 +56,7 @@ pub(super) fn run(
 }
 
 /// Runs a future to its end on a new thread, so that it may be called from anywhere.
-pub(crate) fn blocking<T: Send>(
-    future: impl Future<Output = Result<T, Error>> + Send,
-) -> Result<T, Error> {
+pub(crate) fn blocking<T: Send>(future: impl Future<Output = Result<T, Error>> + Send) -> Result<T, Error> {
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
@@ -118,9 +112,7 @@ async fn death(processes: &[&Process]) -> Error {
 /// Waits until a path of the API server (or of another program) answers with success.
 pub(crate) async fn answers(client: &Client, path: &str) -> Result<(), Error> {
     loop {
-        let request = http::Request::get(path)
-            .body(Vec::new())
-            .expect("the path is a valid one");
+        let request = http::Request::get(path).body(Vec::new()).expect("the path is a valid one");
         if client.request_text(request).await.is_ok() {
             return Ok(());
         }
@@ -144,11 +136,10 @@ pub(crate) async fn install_definitions(client: &Client, folder: &Path) -> Resul
     for entry in std::fs::read_dir(folder).map_err(Error::file("read", folder))? {
         let path = entry.map_err(Error::file("read", folder))?.path();
         let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-        let documents: Vec<DynamicObject> =
-            serde_saphyr::from_multiple(&text).map_err(|error| Error::Missing {
-                what: format!("{} is not what was expected: {error}", path.display()),
-                hint: "remove the cache folder that it is in, so that it is made again".into(),
-            })?;
+        let documents: Vec<DynamicObject> = serde_saphyr::from_multiple(&text).map_err(|error| Error::Missing {
+            what: format!("{} is not what was expected: {error}", path.display()),
+            hint: "remove the cache folder that it is in, so that it is made again".into(),
+        })?;
         objects.extend(documents);
     }
     try_join_all(objects.into_iter().map(|object| apply(client, object))).await?;
@@ -164,9 +155,7 @@ async fn apply(client: &Client, object: DynamicObject) -> Result<(), Error> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
     let action = format!("apply {} {name}", types.kind);
     let parameters = PatchParams::apply("devcluster");
-    api.patch(&name, &parameters, &Patch::Apply(&object))
-        .await
-        .map_err(failed(&action))?;
+    api.patch(&name, &parameters, &Patch::Apply(&object)).await.map_err(failed(&action))?;
     if types == TypeMeta::resource::<CustomResourceDefinition>() {
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
         until(definitions, &name, is_crd_established()).await?;
@@ -197,25 +186,14 @@ async fn node(client: &Client, index: u32) -> Result<(), Error> {
     }))
     .expect("this is a node");
     let nodes: Api<Node> = Api::all(client.clone());
-    nodes
-        .create(&PostParams::default(), &node)
-        .await
-        .map_err(failed(&format!("create Node {name}")))?;
-    until(nodes, &name, |node: Option<&Node>| {
-        node.is_some_and(takes_pods)
-    })
-    .await
+    nodes.create(&PostParams::default(), &node).await.map_err(failed(&format!("create Node {name}")))?;
+    until(nodes, &name, |node: Option<&Node>| node.is_some_and(takes_pods)).await
 }
 
 fn takes_pods(node: &Node) -> bool {
-    let conditions = node
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let tainted = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    conditions
-        .into_iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
         && tainted.is_none_or(Vec::is_empty)
 }
 
@@ -229,22 +207,16 @@ async fn until<K>(api: Api<K>, name: &str, condition: impl Condition<K>) -> Resu
 where
     K: kube::Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
 {
-    await_condition(api, name, condition)
-        .await
-        .map(drop)
-        .map_err(|error| Error::NotReady {
-            program: name.to_owned(),
-            state: error.to_string(),
-            after: Duration::ZERO,
-            log: "".into(),
-            tail: String::new(),
-        })
+    await_condition(api, name, condition).await.map(drop).map_err(|error| Error::NotReady {
+        program: name.to_owned(),
+        state: error.to_string(),
+        after: Duration::ZERO,
+        log: "".into(),
+        tail: String::new(),
+    })
 }
 
 pub(crate) fn failed(action: &str) -> impl FnOnce(kube::Error) -> Error {
     let action = format!("can't {action}");
-    move |source| Error::Kubernetes {
-        action,
-        source: Box::new(source),
-    }
+    move |source| Error::Kubernetes { action, source: Box::new(source) }
 }

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use crate::Error;
 use crate::process::{self, guarded};
 use crate::progress::Progress;
 use crate::workdir::Workdir;
+use crate::{Error, text};
 
 /// Where Debian keeps a main folder per version.
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -28,8 +28,7 @@ impl PostgresPrograms {
     /// `PG_BIN`, else Debian's newest version, else what `PATH` has, else Debian's
     /// package is installed where that is possible without asking.
     pub(super) fn find_or_install() -> Result<PostgresPrograms, Error> {
-        if let Some(bin) = std::env::var_os("PG_BIN") {
-            let bin = PathBuf::from(bin);
+        if let Some(bin) = text::path_variable("PG_BIN") {
             return Self::in_folder(&bin).ok_or_else(|| Error::Missing {
                 what: format!("PG_BIN is {}, which has no initdb and postgres", bin.display()),
                 hint: "set it to the folder of PostgreSQL's server programs (such as /usr/lib/postgresql/15/bin), or unset it".into(),
@@ -70,27 +69,19 @@ impl PostgresPrograms {
     }
 
     fn in_folder(bin: &Path) -> Option<PostgresPrograms> {
-        NEEDED
-            .iter()
-            .all(|program| bin.join(program).is_file())
-            .then(|| PostgresPrograms {
-                bin: bin.to_owned(),
-            })
+        NEEDED.iter().all(|program| bin.join(program).is_file()).then(|| PostgresPrograms { bin: bin.to_owned() })
     }
 }
 
 /// Installs Debian's package, without the cluster that it would make and start.
 fn install() -> Result<(), Error> {
     let possible = rustix::process::geteuid().is_root()
-        && Command::new("apt-get")
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success());
+        && Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_ok_and(|status| status.success());
     if !possible {
         return Err(Error::Missing {
             what: "no PostgreSQL server was found on this machine".into(),
-            hint: "install one (Debian: apt-get install postgresql), or set PG_BIN to the folder of its programs".into(),
+            hint: "install one (Debian: apt-get install postgresql), or set PG_BIN to the folder of its programs"
+                .into(),
         });
     }
     // Shown always: it changes the machine, and takes a while.
@@ -112,10 +103,7 @@ fn install() -> Result<(), Error> {
 
 fn apt(args: &[&str]) -> Result<(), Error> {
     let mut command = Command::new("apt-get");
-    command
-        .args(args)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null());
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
     output_of(&mut command, &format!("apt-get {}", args.join(" "))).map(drop)
 }
 
@@ -145,18 +133,10 @@ impl Account {
         let (Some(uid), Some(gid)) = (id("-u"), id("-g")) else {
             return Err(Error::Missing {
                 what: "PostgreSQL refuses to run as root, and there is no user `postgres`".into(),
-                hint:
-                    "make one (useradd --system --user-group postgres), or run as an ordinary user"
-                        .into(),
+                hint: "make one (useradd --system --user-group postgres), or run as an ordinary user".into(),
             });
         };
-        Ok(Account {
-            other: Some(OtherUser {
-                name: name.to_owned(),
-                uid,
-                gid,
-            }),
-        })
+        Ok(Account { other: Some(OtherUser { name: name.to_owned(), uid, gid }) })
     }
 
     pub(super) fn name(&self) -> Option<&str> {
@@ -167,19 +147,16 @@ impl Account {
     pub(super) fn own(&self, path: &Path) -> Result<(), Error> {
         match &self.other {
             None => Ok(()),
-            Some(other) => chown(path, Some(other.uid), Some(other.gid))
-                .map_err(Error::file("change the owner of", path)),
+            Some(other) => {
+                chown(path, Some(other.uid), Some(other.gid)).map_err(Error::file("change the owner of", path))
+            }
         }
     }
 
     /// A folder of the account's own: `dir/postgres`, or in a temporary one where the
     /// account has no way into `dir`.
     pub(super) fn home(&self, dir: &Path) -> Result<(PathBuf, Option<Workdir>), Error> {
-        let elsewhere = if self.can_enter(dir) {
-            None
-        } else {
-            Some(Workdir::temporary(Path::new("/var/tmp"))?)
-        };
+        let elsewhere = if self.can_enter(dir) { None } else { Some(Workdir::temporary(Path::new("/var/tmp"))?) };
         let parent = elsewhere.as_ref().map_or(dir, Workdir::path);
         let home = parent.join("postgres");
         fs::create_dir(&home).map_err(Error::file("make", &home))?;
@@ -199,18 +176,10 @@ impl Account {
     }
 
     /// Runs one of PostgreSQL's programs to its end, with `input` on standard input.
-    pub(super) fn run(
-        &self,
-        program: &Path,
-        args: &[&OsStr],
-        input: &str,
-    ) -> Result<String, Error> {
+    pub(super) fn run(&self, program: &Path, args: &[&OsStr], input: &str) -> Result<String, Error> {
         let name = program.display().to_string();
-        let mut file =
-            tempfile::tempfile().map_err(Error::file("make a file in", &std::env::temp_dir()))?;
-        let rewound = file
-            .write_all(input.as_bytes())
-            .and_then(|()| std::io::Seek::rewind(&mut file));
+        let mut file = tempfile::tempfile().map_err(Error::file("make a file in", &std::env::temp_dir()))?;
+        let rewound = file.write_all(input.as_bytes()).and_then(|()| std::io::Seek::rewind(&mut file));
         rewound.map_err(Error::file("write a file in", &std::env::temp_dir()))?;
         let mut command = guarded(program, self.name());
         // The account may not enter the current folder.
@@ -220,11 +189,7 @@ impl Account {
 }
 
 fn output_of(command: &mut Command, name: &str) -> Result<String, Error> {
-    let output = command.output().map_err(|source| Error::File {
-        action: "start",
-        path: name.into(),
-        source,
-    })?;
+    let output = command.output().map_err(|source| Error::File { action: "start", path: name.into(), source })?;
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.push_str(&String::from_utf8_lossy(&output.stderr));
     if output.status.success() {

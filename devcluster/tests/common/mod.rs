@@ -1,7 +1,7 @@
 //! A second process that starts a ground and is then killed.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ pub(crate) fn helper_report(dir: &Path, pids: &[u32]) {
     let text: Vec<String> = pids.iter().map(ToString::to_string).collect();
     std::fs::write(dir.join("helper-pids"), text.join(" ")).unwrap();
     println!("\nhelper is up");
-    std::thread::park_timeout(Duration::from_secs(300));
+    // Its end means that the test is gone.
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
 /// This test binary once more, running one test.
@@ -32,13 +33,12 @@ impl Helper {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(DIR, dir)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let up = lines
-            .map_while(Result::ok)
-            .any(|line| line == "helper is up");
+        let up = lines.map_while(Result::ok).any(|line| line == "helper is up");
         assert!(up, "the helper ended: {:?}", child.wait());
         let pids = std::fs::read_to_string(dir.join("helper-pids")).unwrap();
         let roots = pids.split(' ').map(|pid| pid.parse().unwrap()).collect();
@@ -50,9 +50,22 @@ impl Helper {
         tree(&self.roots)
     }
 
+    /// The programs that it started itself. Those below come and go.
+    pub(crate) fn roots(&self) -> &[u32] {
+        &self.roots
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It was killed, unless the test failed before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -75,10 +88,7 @@ pub(crate) fn wait_until_gone(pids: &[u32]) {
             println!("all were gone after {:?}", start.elapsed());
             return;
         }
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "still there: {left:?}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "still there: {left:?}");
         std::thread::yield_now();
     }
 }

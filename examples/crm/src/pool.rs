@@ -166,10 +166,17 @@ impl Pool {
         loop {
             ticks.tick().await;
             let idle_for = self.0.limits.idle_for;
-            self.idle().connections.retain(|waiting| {
-                waiting.since.elapsed() < idle_for && !waiting.client.is_closed() && !waiting.database.is_retired()
-            });
+            self.keep_idle(|waiting| waiting.since.elapsed() < idle_for && !waiting.client.is_closed());
         }
+    }
+
+    /// Closes what waits with a login that no host leads to any more.
+    pub(crate) fn close_retired(&self) {
+        self.keep_idle(|waiting| !waiting.database.is_retired());
+    }
+
+    fn keep_idle(&self, keep: impl Fn(&IdleConnection) -> bool) {
+        self.idle().connections.retain(keep);
     }
 
     /// Closes all that waits and keeps nothing more.

@@ -136,6 +136,7 @@ impl Tenants {
             Ok(stamp) => stamp,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.known().forget(host);
+                self.pool.close_retired();
                 return Err(Error::UnknownHost(host.as_str().to_owned()));
             }
             Err(error) => {
@@ -163,6 +164,8 @@ impl Tenants {
             }
         };
         known.assign(host, stamp, &database);
+        drop(known);
+        self.pool.close_retired();
         Ok(database)
     }
 
@@ -191,6 +194,8 @@ impl Tenants {
                 known.forget(&host);
             }
         }
+        drop(known);
+        self.pool.close_retired();
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

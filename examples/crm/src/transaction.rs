@@ -13,7 +13,7 @@ const ATTEMPTS: u32 = 5;
 
 impl Tenants {
     /// Runs `work` in one transaction of the tenant's, and again after a deadlock, a serialization failure or a connection
-    /// that ended before the commit. Nothing is tried again once the commit has been sent.
+    /// that ended before the commit. No change is tried again once its commit has been sent.
     pub(crate) async fn transaction<W: Work>(&self, host: &TenantHost, work: &W) -> Result<W::Output, Error> {
         let mut attempt = 1;
         loop {
@@ -32,10 +32,12 @@ impl Tenants {
     async fn attempt<W: Work>(&self, host: &TenantHost, work: &W) -> Result<W::Output, Error> {
         let mut connection = self.connection(host).await?;
         // Dropped on the way, for an error or because the client hung up, the connection is closed, which rolls back.
-        let transaction = connection.client().transaction().await?;
+        let transaction = connection.client().build_transaction().read_only(W::READ_ONLY).start().await?;
         let outcome = match work.run(&transaction).await {
             Ok(value) => match transaction.commit().await {
                 Ok(()) => Ok(value),
+                // Nothing to lose.
+                Err(error) if W::READ_ONLY => return Err(Error::Database(error)),
                 // An answer in a session that lives on: rolled back for sure. Otherwise nobody knows.
                 Err(error) if error.code().is_some_and(|code| !ended_the_session(code)) => Err(Error::Database(error)),
                 Err(error) => return Err(Error::OutcomeUnknown(error)),

@@ -13,6 +13,8 @@ use crate::resources::{Parameter, Resource};
 pub(crate) trait Work: Sync {
     /// What comes of it.
     type Output: Send;
+    /// Whether it changes nothing, so that it may be done again even if nobody knows how it ended.
+    const READ_ONLY: bool;
 
     /// Does it. The caller commits, or rolls back if this is an error.
     fn run(&self, transaction: &Transaction<'_>) -> impl Future<Output = Result<Self::Output, Error>> + Send;
@@ -23,6 +25,7 @@ pub(crate) struct Create<R>(pub(crate) R);
 
 impl<R: Resource> Work for Create<R> {
     type Output = Value;
+    const READ_ONLY: bool = false;
 
     async fn run(&self, transaction: &Transaction<'_>) -> Result<Value, Error> {
         let row: Value = transaction.query_typed_one(R::INSERT, &self.0.values()).await?.try_get(0)?;
@@ -36,6 +39,7 @@ pub(crate) struct Delete<R>(pub(crate) i64, pub(crate) PhantomData<R>);
 
 impl<R: Resource> Work for Delete<R> {
     type Output = ();
+    const READ_ONLY: bool = false;
 
     async fn run(&self, transaction: &Transaction<'_>) -> Result<(), Error> {
         if transaction.execute_typed(R::DELETE, &[(&self.0, Type::INT8)]).await? == 0 {
@@ -50,6 +54,7 @@ pub(crate) struct Read<R>(pub(crate) i64, pub(crate) PhantomData<R>);
 
 impl<R: Resource> Work for Read<R> {
     type Output = Value;
+    const READ_ONLY: bool = true;
 
     async fn run(&self, transaction: &Transaction<'_>) -> Result<Value, Error> {
         let row = transaction.query_typed_opt(R::READ, &[(&self.0, Type::INT8)]).await?;
@@ -66,6 +71,7 @@ pub(crate) struct List<R> {
 
 impl<R: Resource> Work for List<R> {
     type Output = Vec<Value>;
+    const READ_ONLY: bool = true;
 
     async fn run(&self, transaction: &Transaction<'_>) -> Result<Vec<Value>, Error> {
         let page: [Parameter<'_>; 2] = [(&self.after, Type::INT8), (&self.limit, Type::INT8)];
@@ -79,6 +85,7 @@ pub(crate) struct Usage;
 
 impl Work for Usage {
     type Output = Value;
+    const READ_ONLY: bool = true;
 
     async fn run(&self, transaction: &Transaction<'_>) -> Result<Value, Error> {
         const USAGE: &str =

@@ -11,11 +11,18 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
 use tenantry::agent::keeper::Keeper;
+use tenantry::database::{
+    self, DatabaseSpec, IssuedLogin, Limit, MeterDefinition, MeterKind, MeterSource, Migration, Password, Policy,
+    Purpose, ServerConfig, TenantId, TenantSettings, TenantSpec, Timeouts, Tls,
+};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::http::{Response, request};
 
 /// Serves the CRM for the tenants below a folder, until it is dropped.
 pub struct Crm {
@@ -169,5 +176,133 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
         }
         assert!(start.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Tenants as the operator makes them, each with a login of its own and Tenantry's counters.
+pub struct Saas {
+    pub server: Server,
+    pub operator: database::Server,
+    _dir: tempfile::TempDir,
+    pub keeper: Keeper,
+    pub crm: Crm,
+}
+
+/// The database that all tenants of [`Saas`] share.
+pub const DATABASE: &str = "pool-1";
+/// UID of the cluster that the tenants are made for.
+const CLUSTER: &str = "11111111-1111-1111-1111-111111111111";
+
+impl Saas {
+    pub async fn start(limits: Limits) -> Self {
+        let server = Server::start(&[]).await;
+        let admin = server.postgres.admin();
+        let operator = database::Server::new(ServerConfig {
+            host: server.postgres.host().into(),
+            port: server.postgres.port(),
+            database: "postgres".into(),
+            user: admin.user,
+            password: Password::new(admin.password),
+            tls: Tls::VerifyFull { ca_pem: server.postgres.ca_pem().into() },
+            endpoint: None,
+            connections: 8,
+            timeouts: Timeouts::default(),
+        })
+        .expect("a usable configuration");
+        let spec = DatabaseSpec {
+            name: DATABASE.into(),
+            cluster_id: CLUSTER.into(),
+            purpose: Purpose::Pool("pool-1".into()),
+            connection_limit: None,
+        };
+        operator.ensure_database(&spec).await.expect("a database");
+        let meters = ["users", "accounts", "opportunities"].map(|name| MeterDefinition {
+            name: name.into(),
+            kind: MeterKind::Level,
+            source: MeterSource::Database,
+        });
+        operator.set_meters(DATABASE, "crm", &meters).await.expect("meters");
+        let dir = tempfile::tempdir().expect("a folder");
+        let keeper = agent(dir.path());
+        let crm = Crm::serve(dir.path(), limits).await;
+        Self { server, operator, _dir: dir, keeper, crm }
+    }
+
+    /// Limits the users of a plan.
+    pub async fn limit_users(&self, plan: &str, max: u64) {
+        let limit = Limit { meter: "users".into(), max, policy: Policy::Hard };
+        self.operator.set_plan_limits(DATABASE, plan, &[limit]).await.expect("limits");
+    }
+
+    /// Makes a tenant with its tables; its hosts are `NAME.example.com` and `NAME.example.org`.
+    pub async fn tenant(&mut self, name: &str, plan: &str) -> TenantId {
+        let (id, login) = self.tenant_without_tables(name, plan).await;
+        let files = [
+            ("001_users.sql", include_str!("../../migrations/001_users.sql")),
+            ("002_accounts.sql", include_str!("../../migrations/002_accounts.sql")),
+            ("003_opportunities.sql", include_str!("../../migrations/003_opportunities.sql")),
+        ];
+        let files = files.map(|(name, sql)| Migration { name: name.into(), sql: sql.into(), checksum: name.into() });
+        self.operator.migrate(DATABASE, &id, &files).await.expect("tables");
+        self.publish(name, &login);
+        id
+    }
+
+    pub async fn tenant_without_tables(&mut self, name: &str, plan: &str) -> (TenantId, IssuedLogin) {
+        let uid = format!("uid-of-{name}");
+        let spec = TenantSpec {
+            id: TenantId::from_uid(&uid),
+            name: name.into(),
+            uid,
+            cluster_id: CLUSTER.into(),
+            application: "crm".into(),
+            settings: TenantSettings {
+                plan: plan.into(),
+                plan_revision: "1".into(),
+                suspended: false,
+                connection_limit: 20,
+                temp_file_limit: None,
+                statement_timeout: None,
+                max_transaction: None,
+                period_anchor: "2026-01-01T00:00:00Z".parse().expect("a time"),
+                time_zone: "Asia/Seoul".into(),
+            },
+        };
+        let (record, login) = self.operator.create_tenant(DATABASE, &spec).await.expect("a tenant");
+        self.operator.login_published(DATABASE, &record.id, login.slot).await.expect("a current login");
+        (record.id, login)
+    }
+
+    /// Puts a login into the tenant's Secret, which the agent sees.
+    pub fn publish(&mut self, name: &str, login: &IssuedLogin) {
+        let login = Login { username: &login.username, password: login.password.expose(), database: DATABASE };
+        self.keeper.changed(secret(&self.server.postgres, name, &login));
+    }
+
+    /// The superuser's session in the tenants' database.
+    pub async fn superuser(&self) -> Client {
+        connect(&self.server.postgres, "postgres", self.server.postgres.superuser_password(), DATABASE).await
+    }
+
+    /// Rows of a tenant's table, and what its meter says.
+    pub async fn rows_and_count(&self, id: &TenantId, table: &str) -> (i64, i64) {
+        let sql = format!(
+            "SELECT (SELECT count(*) FROM {id}.{table}), \
+             coalesce((SELECT value FROM tenantry.meter WHERE tenant = '{id}' AND meter = '{table}'), 0)"
+        );
+        let row = self.superuser().await.query_one(&sql, &[]).await.expect("the superuser may look");
+        (row.get(0), row.get(1))
+    }
+
+    pub async fn post(&self, host: &str, path: &str, body: &Value) -> Response {
+        request(self.crm.address, "POST", host, path, &body.to_string()).await
+    }
+
+    pub async fn get(&self, host: &str, path: &str) -> Response {
+        request(self.crm.address, "GET", host, path, "").await
+    }
+
+    pub async fn delete(&self, host: &str, path: &str) -> Response {
+        request(self.crm.address, "DELETE", host, path, "").await
     }
 }

@@ -4,3 +4,5 @@ mod ground;
 mod hosts;
 mod http;
 mod pool;
+mod rotation;
+mod usage;

@@ -1,0 +1,333 @@
+//! A control plane with the chart installed and the operator running as its ServiceAccount,
+//! and the few verbs that the tests need.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use devcluster::{Devcluster, Options};
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use serde_json::{Value, json};
+use tenantry::api::{Pool, Tenant};
+
+/// Where the operator is installed.
+pub const NAMESPACE: &str = "tenantry-system";
+/// The operator, as the audit log names it.
+pub const OPERATOR: &str = "system:serviceaccount:tenantry-system:tenantry";
+/// How long a state is waited for before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A control plane, a database server and an operator.
+pub struct Ground {
+    pub cluster: Devcluster,
+    pub kubeconfig: PathBuf,
+    pub client: Client,
+}
+
+/// The ground that most tests share, with an operator running; the process's end ends it.
+pub async fn shared() -> (&'static Ground, Client) {
+    static SHARED: OnceLock<(Ground, Operator)> = OnceLock::new();
+    // On a thread of its own: a runtime can't be blocked from within.
+    let make = || {
+        let ready = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async {
+                let ground = Ground::start(Options { audit: true, ..Options::default() }).await;
+                let operator = ground.operator(&[]);
+                ground.examples().await;
+                (ground, operator)
+            })
+        });
+        ready.join().expect("a ground")
+    };
+    let ground = match SHARED.get() {
+        Some((ground, _)) => ground,
+        None => &tokio::task::spawn_blocking(move || SHARED.get_or_init(make)).await.expect("a ground").0,
+    };
+    // Clients belong to the runtime that made them, and every test has its own.
+    let client = ground.cluster.client().await.expect("a client");
+    (ground, client)
+}
+
+impl Ground {
+    /// Starts a control plane and a database server and installs the chart; no operator yet.
+    pub async fn start(options: Options) -> Self {
+        let cluster = tokio::task::spawn_blocking(move || Devcluster::start(options))
+            .await
+            .expect("a thread")
+            .expect("a cluster");
+        let mut helm = cluster.helm();
+        helm.args([
+            "upgrade",
+            "--install",
+            "tenantry",
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--set",
+            "replicas=0",
+        ]);
+        output(helm.arg(root().join("charts/tenantry")));
+        let kubeconfig = cluster.service_account_kubeconfig(NAMESPACE, "tenantry").await.expect("a kubeconfig");
+        let client = cluster.client().await.expect("a client");
+        Self { cluster, kubeconfig, client }
+    }
+
+    /// Starts the operator as its ServiceAccount.
+    pub fn operator(&self, more: &[&str]) -> Operator {
+        let log = self.cluster.dir().join(format!("log/operator-{}.log", std::process::id()));
+        let out = File::options().create(true).append(true).open(&log).expect("a log file");
+        let port = free_port();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        command
+            .args(["operator", "--namespace", NAMESPACE, "--listen", &format!("127.0.0.1:{port}")])
+            .args(["--agent-image", "registry.example.com/tenantry:test"])
+            .args(more)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("TENANTRY_LOG", std::env::var("TENANTRY_LOG").unwrap_or_else(|_| "info,tenantry=debug".into()))
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("a second handle"))
+            .stderr(out);
+        Operator { child: command.spawn().expect("the operator starts"), log, port }
+    }
+
+    /// Applies the examples' plans, server, application and migrations, but no tenants.
+    pub async fn examples(&self) {
+        let client = self.cluster.client().await.expect("a client");
+        self.server(&client, "main", json!({})).await;
+        let migrations = root().join("examples/crm/migrations");
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(&migrations).expect("migrations") {
+            let path = entry.expect("an entry").path();
+            files.insert(
+                path.file_name().expect("a name").to_string_lossy().into_owned(),
+                std::fs::read_to_string(&path).expect("a file"),
+            );
+        }
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "crm-migrations", "namespace": NAMESPACE}, "data": files});
+        apply(&client, &map).await.expect("migrations");
+        for file in ["plans.yaml", "application.yaml"] {
+            for document in documents(&root().join("examples").join(file)) {
+                apply(&client, &document).await.expect("an example");
+            }
+        }
+    }
+
+    /// Applies a DatabaseServer that is this ground's PostgreSQL.
+    pub async fn server(&self, client: &Client, name: &str, more: Value) {
+        let postgres = self.cluster.postgres();
+        let admin = postgres.admin();
+        let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+        secret(&secrets, &format!("{name}-admin"), &[("username", &admin.user), ("password", &admin.password)]).await;
+        secret(&secrets, &format!("{name}-ca"), &[("ca.crt", postgres.ca_pem())]).await;
+        let mut server = json!({
+            "apiVersion": "tenantry.io/v1alpha1", "kind": "DatabaseServer", "metadata": {"name": name},
+            "spec": {
+                "admin": {"host": postgres.host(), "port": postgres.port(), "credentialsSecret": {"name": format!("{name}-admin")}},
+                "tls": {"caSecret": {"name": format!("{name}-ca")}},
+                "network": {"to": [{"ipBlock": {"cidr": "127.0.0.1/32"}}]},
+            },
+        });
+        merge(&mut server["spec"], more);
+        apply(client, &server).await.expect("a server");
+    }
+}
+
+/// A running operator; ended when dropped.
+pub struct Operator {
+    child: Child,
+    pub log: PathBuf,
+    pub port: u16,
+}
+
+impl Operator {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(mut self) {
+        self.child.kill().expect("a running operator");
+        self.child.wait().expect("an end");
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub async fn secret(secrets: &Api<Secret>, name: &str, entries: &[(&str, &str)]) {
+    let data = entries.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect();
+    let mut secret = Secret { data: Some(data), ..Secret::default() };
+    secret.metadata.name = Some(name.to_owned());
+    let params = PatchParams::apply("a-user").force();
+    secrets.patch(name, &params, &Patch::Apply(&secret)).await.expect("a Secret");
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// Lays `more` over `value`, map by map.
+pub fn merge(value: &mut Value, more: Value) {
+    match (value, more) {
+        (Value::Object(value), Value::Object(more)) => {
+            for (key, more) in more {
+                merge(value.entry(key).or_insert(Value::Null), more);
+            }
+        }
+        (value, more) => *value = more,
+    }
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The documents of a YAML file.
+pub fn documents(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The output of a command that must succeed.
+pub fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} can't be started: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{command:?} failed:\n{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The API of any kind.
+pub fn dynamic(client: &Client, object: &Value) -> Api<DynamicObject> {
+    let api_version = object["apiVersion"].as_str().expect("apiVersion");
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let resource =
+        ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, object["kind"].as_str().expect("kind")));
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    }
+}
+
+/// Applies an object as `kubectl apply --server-side` would.
+pub async fn apply(client: &Client, object: &Value) -> kube::Result<DynamicObject> {
+    let name = object["metadata"]["name"].as_str().expect("a name");
+    let params = PatchParams::apply("a-user").validation_strict();
+    dynamic(client, object).patch(name, &params, &Patch::Apply(object)).await
+}
+
+/// A Tenant of application crm.
+pub fn tenant(name: &str, more: Value) -> Value {
+    let mut tenant = json!({
+        "apiVersion": "tenantry.io/v1alpha1", "kind": "Tenant", "metadata": {"name": name},
+        "spec": {"application": "crm", "plan": "smb"},
+    });
+    merge(&mut tenant, more);
+    tenant
+}
+
+/// Makes a Tenant and waits until it is Ready.
+pub async fn ready_tenant(client: &Client, name: &str, more: Value) -> Tenant {
+    apply(client, &tenant(name, more)).await.expect("a Tenant");
+    await_tenant(client, name, "Ready", |tenant| is(tenant, "Ready", "True")).await
+}
+
+pub fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Whether a condition speaks of the newest generation and has this status.
+pub fn is(tenant: &Tenant, kind: &str, status: &str) -> bool {
+    let conditions = tenant.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    condition(conditions, kind).is_some_and(|condition| {
+        condition.status == status && condition.observed_generation == tenant.metadata.generation
+    })
+}
+
+/// Waits until a Tenant is as wanted.
+pub async fn await_tenant(client: &Client, name: &str, what: &str, wanted: impl Fn(&Tenant) -> bool) -> Tenant {
+    let tenants = Api::<Tenant>::all(client.clone());
+    let mut last = None;
+    let found = eventually(async || {
+        let tenant = tenants.get(name).await.expect("a Tenant");
+        let found = wanted(&tenant);
+        last = Some(tenant.clone());
+        found.then_some(tenant)
+    })
+    .await;
+    found.unwrap_or_else(|| {
+        let status = serde_json::to_string_pretty(&last.and_then(|tenant| tenant.status)).unwrap_or_default();
+        panic!("Tenant {name} does not become {what}: {status}")
+    })
+}
+
+/// Waits until a Pool is as wanted.
+pub async fn await_pool(client: &Client, name: &str, what: &str, wanted: impl Fn(&Pool) -> bool) -> Pool {
+    let pools = Api::<Pool>::all(client.clone());
+    let mut last = None;
+    let found = eventually(async || {
+        let pool = pools.get_opt(name).await.expect("an answer");
+        let found = pool.clone().filter(&wanted);
+        last = pool;
+        found
+    })
+    .await;
+    found.unwrap_or_else(|| panic!("Pool {name} does not become {what}: {last:#?}"))
+}
+
+/// Asks again and again until there is an answer, or patience ends.
+pub async fn eventually<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return Some(answer);
+        }
+        if Instant::now() > end {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Deletes a Tenant and waits until it is gone.
+pub async fn delete_tenant(client: &Client, name: &str) {
+    let tenants = Api::<Tenant>::all(client.clone());
+    tenants.delete(name, &DeleteParams::default()).await.expect("a deletion");
+    let gone = eventually(async || tenants.get_opt(name).await.expect("an answer").is_none().then_some(())).await;
+    if gone.is_none() {
+        panic!("Tenant {name} does not go: {:#?}", tenants.get(name).await);
+    }
+}
+
+/// A tenant's Secret, as text by key.
+pub async fn credentials(client: &Client, tenant: &Tenant) -> BTreeMap<String, String> {
+    let reference =
+        tenant.status.as_ref().and_then(|s| s.database.clone()).and_then(|d| d.secret_ref).expect("a Secret");
+    let secret =
+        Api::<Secret>::namespaced(client.clone(), &reference.namespace).get(&reference.name).await.expect("a Secret");
+    let text = |bytes: ByteString| String::from_utf8(bytes.0).expect("text");
+    secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, text(value))).collect()
+}
+
+/// Makes an object that is nobody's.
+pub async fn create(client: &Client, object: &Value) -> DynamicObject {
+    let dynamic_object: DynamicObject = serde_json::from_value(object.clone()).expect("an object");
+    let created = dynamic(client, object).create(&PostParams::default(), &dynamic_object).await;
+    created.unwrap_or_else(|error| panic!("{}: {error}", dynamic_object.name_any()))
+}
