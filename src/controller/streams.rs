@@ -210,7 +210,7 @@ fn spawn_foreign(world: &Arc<World>, kind: Kind) -> tokio::task::JoinHandle<()> 
                     let gone: Vec<String> = known.difference(&listed).cloned().collect();
                     for name in gone {
                         known.remove(&name);
-                        push_all(&world, world.shared.hosts().set_foreign(&name, &BTreeSet::new()));
+                        push_all(&world, world.shared.hosts().set_foreign(&name, BTreeSet::new()));
                     }
                     continue;
                 }
@@ -223,7 +223,7 @@ fn spawn_foreign(world: &Arc<World>, kind: Kind) -> tokio::task::JoinHandle<()> 
                 Event::Delete(route) => (foreign_name(kind, &route), BTreeSet::new()),
             };
             known.insert(name.clone());
-            push_all(&world, world.shared.hosts().set_foreign(&name, &hosts));
+            push_all(&world, world.shared.hosts().set_foreign(&name, hosts));
         }
     })
 }
