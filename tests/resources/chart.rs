@@ -74,6 +74,23 @@ fn settings_have_their_effect() {
     assert_eq!(agent.expect("the agent's image")["value"], image, "agents run the operator's own version");
 }
 
+/// The Deployment sets no variable that the program doesn't know, and the probes' port is
+/// the one that it listens on.
+#[test]
+fn its_variables_are_the_programs() {
+    let help = output(std::process::Command::new(env!("CARGO_BIN_EXE_tenantry")).args(["operator", "--help"]));
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&render("")).expect("YAML");
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment").expect("a Deployment");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    for variable in container["env"].as_array().expect("variables") {
+        let name = variable["name"].as_str().expect("a name");
+        assert!(help.contains(&format!("[env: {name}=")), "tenantry operator knows no {name}");
+    }
+    assert_eq!(container["ports"][0]["containerPort"], 8080);
+    assert!(help.contains("TENANTRY_LISTEN=] [default: 0.0.0.0:8080]"), "{help}");
+}
+
 #[test]
 fn wrong_settings_are_refused() {
     for (set, says) in [
