@@ -133,7 +133,7 @@ async fn apply(
         server,
         shared: &shared,
         settings: &world.settings,
-        api_server: &world.facts.api_server,
+        api_server: &world.api_server(),
         held_replicas: &BTreeMap::new(),
     };
     let objects = pool_objects(&input).map_err(|faults| {
