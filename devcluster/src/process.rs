@@ -337,11 +337,7 @@ fn spawn(spec: &Spec, log: File) -> Result<Running, Error> {
             .args(&spec.args)
             // Many of these programs take settings from variables (ETCD_…, PG…).
             .env_clear()
-            .envs(
-                ["PATH", "HOME", "TMPDIR"]
-                    .into_iter()
-                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
-            )
+            .envs(["PATH", "HOME", "TMPDIR"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
             .envs(spec.env.iter().map(|(name, value)| (name, value)))
             .stdout(log.try_clone()?)
             .stderr(log);

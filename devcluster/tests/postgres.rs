@@ -195,10 +195,7 @@ fn nothing_outlives_a_killed_parent() {
     let dir = parent.path().join("ground");
     let mut helper = common::Helper::start("helper_start_and_wait", &dir);
     let pids = helper.tree();
-    assert!(
-        pids.len() > 3,
-        "the postmaster and its own children: {pids:?}"
-    );
+    assert!(pids.len() > 3, "the postmaster and its own children: {pids:?}");
     assert!(helper.roots().iter().all(|pid| common::alive(*pid)));
     helper.kill();
     common::wait_until_gone(&pids);

@@ -174,12 +174,12 @@ mod tests {
 
     use super::*;
 
-    fn live(body: Value, entries: Value) -> Value {
-        let mut live = body;
+    fn live(mut live: Value, entries: Value) -> Value {
         live["metadata"]["managedFields"] = entries;
         live
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "it is called with json!")]
     fn entry(manager: &str, fields: Value) -> Value {
         json!({"manager": manager, "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": fields})
     }
