@@ -1,5 +1,7 @@
 //! Taking tenants out of use, back into it, and away for good.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -9,10 +11,23 @@ use super::identity::TenantId;
 use super::logins::close_where;
 use super::pool::Connection;
 use super::records::{read_live, read_one};
-use super::server::Server;
+use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, idents, literal};
 use super::tenants::{end_sessions, expect_one, logins_of};
 use super::types::{DropOutcome, TenantRecord, TenantState};
+
+/// A tenant's roles, each with the other databases in which something depends on it, and with the
+/// owners of things in this one on which it has a privilege.
+const HOLDS: &str = "
+    SELECT r.rolname::text,
+           ARRAY(SELECT DISTINCT d.datname::text FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid
+                  WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND d.datname <> current_database()),
+           ARRAY(SELECT DISTINCT n.rolname::text FROM pg_shdepend s
+                   JOIN pg_shdepend o ON o.deptype = 'o' AND (o.dbid, o.classid, o.objid) = (s.dbid, s.classid, s.objid)
+                   JOIN pg_roles n ON n.oid = o.refobjid AND NOT n.rolsuper
+                   JOIN pg_database d ON d.oid = s.dbid AND d.datname = current_database()
+                  WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'a')
+      FROM pg_roles r WHERE r.rolname::text = ANY ($1) ORDER BY 1";
 
 impl Server {
     /// Takes a tenant out of use and keeps it until `drop_after`: no login works, sessions end,
@@ -24,6 +39,7 @@ impl Server {
             .await?
             .map(|record| record.state);
         if state == Some(TenantState::Live) {
+            let (facts, owner) = (self.facts().await?, ident(&id.owner()));
             let mut script = Script::new();
             script
                 .add(expect_one(
@@ -35,7 +51,9 @@ impl Server {
                     "the tenant has just been taken out of use",
                 ))
                 .add(close_where(&format!("tenant = {}", literal(id.as_str()))))
-                .add(format!("ALTER SCHEMA {} RENAME TO {}", ident(id.schema()), ident(&id.retained_schema())));
+                .add(facts.borrow(&owner))
+                .add(format!("ALTER SCHEMA {} RENAME TO {}", ident(id.schema()), ident(&id.retained_schema())))
+                .add(facts.give_back(&owner));
             connection
                 .run(&format!("can't retain tenant {id}"), &script)
                 .await?;
@@ -66,11 +84,15 @@ impl Server {
             TenantState::Live if record.uid == uid && record.name == name => return Ok(record),
             TenantState::Live => {}
             TenantState::Retained { .. } => {
-                script.add(format!(
-                    "ALTER SCHEMA {} RENAME TO {}",
-                    ident(&id.retained_schema()),
-                    ident(id.schema())
-                ));
+                let (facts, owner) = (self.facts().await?, ident(&id.owner()));
+                script
+                    .add(facts.borrow(&owner))
+                    .add(format!(
+                        "ALTER SCHEMA {} RENAME TO {}",
+                        ident(&id.retained_schema()),
+                        ident(id.schema())
+                    ))
+                    .add(facts.give_back(&owner));
             }
             state => {
                 return Err(Error::permanent(format!(
@@ -159,29 +181,26 @@ impl Server {
     /// Schema, roles and rows, in one transaction.
     async fn erase(&self, connection: &mut Connection, id: &TenantId) -> Result<()> {
         let doing = format!("can't drop tenant {id}");
+        let facts = self.facts().await?;
         let all = id.roles();
         let rows = connection
-            .query(
-                &doing,
-                "SELECT r.rolname::text,
-                        ARRAY(SELECT DISTINCT d.datname::text FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid
-                               WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid
-                                 AND d.datname <> current_database())
-                   FROM pg_roles r WHERE r.rolname::text = ANY ($1) ORDER BY 1",
-                &[(&all.as_slice(), Type::TEXT_ARRAY)],
-            )
+            .query(&doing, HOLDS, &[(&all.as_slice(), Type::TEXT_ARRAY)])
             .await?;
         let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        let mut elsewhere: Vec<String> = rows
-            .iter()
-            .flat_map(|row| row.get::<_, Vec<String>>(1))
-            .collect();
-        elsewhere.sort();
-        elsewhere.dedup();
+        let distinct = |at: usize| -> BTreeSet<String> {
+            rows.iter()
+                .flat_map(|row| row.get::<_, Vec<String>>(at))
+                .filter(|name| !all.contains(name))
+                .collect()
+        };
+        let (elsewhere, neighbours) = (distinct(1), distinct(2));
         // A login could enter another database that is open to PUBLIC, and leave a large object.
         for database in &elsewhere {
             let mut script = Script::new();
-            script.add(format!("DROP OWNED BY {} CASCADE", idents(&roles)));
+            script
+                .add(facts.borrow(&idents(&roles)))
+                .add(format!("DROP OWNED BY {} CASCADE", idents(&roles)))
+                .add(facts.give_back(&idents(&roles)));
             let mut other = self.connect(database).await?;
             other
                 .run_unfenced(
@@ -192,14 +211,22 @@ impl Server {
         }
         let tenant = literal(id.as_str());
         let mut script = Script::new();
+        if !roles.is_empty() {
+            script.add(facts.borrow(&idents(&roles)));
+        }
         for schema in [id.schema().to_owned(), id.retained_schema()] {
             script.add(format!("DROP SCHEMA IF EXISTS {} CASCADE", ident(&schema)));
         }
         if !roles.is_empty() {
-            // Also takes back what other tenants granted to these roles.
-            script
-                .add(format!("DROP OWNED BY {} CASCADE", idents(&roles)))
-                .add(format!("DROP ROLE {}", idents(&roles)));
+            // Also takes back what neighbours granted to these roles, in the neighbours' name.
+            if !neighbours.is_empty() {
+                script.add(facts.borrow(&idents(&neighbours)));
+            }
+            script.add(format!("DROP OWNED BY {} CASCADE", idents(&roles)));
+            if !neighbours.is_empty() {
+                script.add(facts.give_back(&idents(&neighbours)));
+            }
+            script.add(format!("DROP ROLE {}", idents(&roles)));
         }
         for table in ["login", "migration", "meter"] {
             script.add(format!(
@@ -210,7 +237,7 @@ impl Server {
         match connection.run(&doing, &script).await {
             // So many tables that one transaction can't lock them all: fewer, then again.
             Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
-                thin_out(connection, id).await?;
+                thin_out(connection, id, &facts).await?;
                 connection.run(&doing, &script).await.map(drop)
             }
             other => other.map(drop),
@@ -219,7 +246,8 @@ impl Server {
 }
 
 /// Drops a large schema's tables, a few at a time.
-async fn thin_out(connection: &mut Connection, id: &TenantId) -> Result<()> {
+async fn thin_out(connection: &mut Connection, id: &TenantId, facts: &AdminFacts) -> Result<()> {
+    let owner = ident(&id.owner());
     let doing = format!("can't drop the tables of tenant {id}");
     let schemas = [id.schema().to_owned(), id.retained_schema()];
     loop {
@@ -237,10 +265,13 @@ async fn thin_out(connection: &mut Connection, id: &TenantId) -> Result<()> {
         }
         let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         let mut script = Script::new();
-        script.add(format!(
-            "DROP TABLE IF EXISTS {} CASCADE",
-            tables.join(", ")
-        ));
+        script
+            .add(facts.borrow(&owner))
+            .add(format!(
+                "DROP TABLE IF EXISTS {} CASCADE",
+                tables.join(", ")
+            ))
+            .add(facts.give_back(&owner));
         connection.run(&doing, &script).await?;
     }
 }

@@ -313,8 +313,8 @@ impl Default for OverlapTimes {
     /// 5 minutes of quiet, an hour at most.
     fn default() -> Self {
         Self {
-            quiet: Duration::from_mins(5),
-            max: Duration::from_hours(1),
+            quiet: Duration::from_secs(300),
+            max: Duration::from_secs(3600),
         }
     }
 }
