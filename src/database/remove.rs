@@ -34,12 +34,13 @@ impl Server {
     /// the schema is renamed, its name is free for another Tenant. To abandon a live record of a
     /// Tenant that is gone is the same. A tenant that is not live any more stays as it is.
     pub async fn retain(&self, database: &str, id: &TenantId, drop_after: Timestamp) -> Result<()> {
+        let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
         let state = read_one(&mut connection, id)
             .await?
             .map(|record| record.state);
         if state == Some(TenantState::Live) {
-            let (facts, owner) = (self.facts().await?, ident(&id.owner()));
+            let owner = ident(&id.owner());
             let mut script = Script::new();
             script
                 .add(expect_one(
@@ -73,6 +74,7 @@ impl Server {
         name: &str,
         uid: &str,
     ) -> Result<TenantRecord> {
+        let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
         let record = read_one(&mut connection, id).await?.ok_or_else(|| {
             Error::permanent(format!(
@@ -84,7 +86,7 @@ impl Server {
             TenantState::Live if record.uid == uid && record.name == name => return Ok(record),
             TenantState::Live => {}
             TenantState::Retained { .. } => {
-                let (facts, owner) = (self.facts().await?, ident(&id.owner()));
+                let owner = ident(&id.owner());
                 script
                     .add(facts.borrow(&owner))
                     .add(format!(
@@ -132,7 +134,9 @@ impl Server {
         };
         if !matches!(record.state, TenantState::Dropped { .. }) {
             self.lock_out(&mut connection, &record).await?;
-            self.erase(&mut connection, id).await?;
+            drop(connection);
+            self.erase(database, id).await?;
+            connection = self.connect(database).await?;
         }
         let tenant = literal(id.as_str());
         let unsent = "SELECT FROM tenantry.outbox o WHERE o.tenant = t.id AND o.acked_at IS NULL AND o.dead_at IS NULL";
@@ -179,11 +183,13 @@ impl Server {
     }
 
     /// Schema, roles and rows, in one transaction.
-    async fn erase(&self, connection: &mut Connection, id: &TenantId) -> Result<()> {
+    async fn erase(&self, database: &str, id: &TenantId) -> Result<()> {
         let doing = format!("can't drop tenant {id}");
         let facts = self.facts().await?;
         let all = id.roles();
-        let rows = connection
+        let rows = self
+            .connect(database)
+            .await?
             .query(&doing, HOLDS, &[(&all.as_slice(), Type::TEXT_ARRAY)])
             .await?;
         let roles: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -234,10 +240,11 @@ impl Server {
             ));
         }
         script.add(format!("UPDATE tenantry.tenant SET state = 'Dropped' WHERE id = {tenant} AND state = 'Dropping'"));
+        let mut connection = self.connect(database).await?;
         match connection.run(&doing, &script).await {
             // So many tables that one transaction can't lock them all: fewer, then again.
             Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
-                thin_out(connection, id, &facts).await?;
+                thin_out(&mut connection, id, &facts).await?;
                 connection.run(&doing, &script).await.map(drop)
             }
             other => other.map(drop),

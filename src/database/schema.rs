@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::error::{Error, Result};
 use super::pool::Connection;
-use super::server::{KEEPER, OWNER, Server};
+use super::server::{AdminFacts, KEEPER, OWNER, Server};
 use super::sql::{Script, ident, literal};
 use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
 
@@ -58,6 +58,8 @@ impl Server {
     /// cluster's operator, or nobody, made is a permanent error and stays as it is.
     pub async fn ensure_database(&self, spec: &DatabaseSpec) -> Result<()> {
         spec.validate()?;
+        // Before a connection is held: nothing here holds one and asks for another.
+        let facts = self.facts().await?;
         let mut connection = match self.connect(&spec.name).await {
             Ok(connection) => connection,
             // 42501: somebody else's database, which the admin may not even enter.
@@ -73,7 +75,7 @@ impl Server {
         };
         let mut installed = installed_version(&mut connection, spec).await?;
         if installed == 0 {
-            match self.install(&mut connection, spec).await {
+            match install(&mut connection, spec, &facts).await {
                 // Another operator was faster; its mark says which.
                 Err(error) if error.is(&SqlState::DUPLICATE_SCHEMA) => {}
                 other => other?,
@@ -147,8 +149,9 @@ impl Server {
     }
 
     /// The roles that the operator needs on a server, and the admin's way to them.
-    async fn ensure_owner(&self, admin: &mut Connection) -> Result<()> {
+    async fn ensure_owner(&self) -> Result<()> {
         let facts = self.facts().await?;
+        let mut admin = self.admin().await?;
         let query = "
             SELECT r.rolname::text,
                    r.rolcanlogin OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
@@ -206,6 +209,7 @@ impl Server {
                 error
             }
         })?;
+        drop(admin);
         // What the admin may do has changed.
         self.check().await.map(drop)
     }
@@ -213,24 +217,28 @@ impl Server {
     /// Makes a database, or finishes one that was only begun. It opens when nobody but its owner has
     /// a privilege on it: not for a moment can anybody else enter.
     async fn create_database(&self, spec: &DatabaseSpec) -> Result<()> {
-        let mut admin = self.admin().await?;
-        self.ensure_owner(&mut admin).await?;
+        self.ensure_owner().await?;
         let name = ident(&spec.name);
         // From template0: nothing that somebody left in template1 becomes every tenant's.
         let create = format!(
             "CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false"
         );
-        match admin.run_alone("can't make the database", &create).await {
+        match self
+            .admin()
+            .await?
+            .run_alone("can't make the database", &create)
+            .await
+        {
             Err(error) if error.is(&SqlState::DUPLICATE_DATABASE) => {}
             other => other?,
         }
-        let begun = self.is_begun(&spec.name).await?;
-        if begun {
+        if self.is_begun(&spec.name).await? {
             let mut script = Script::new();
             script
                 .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
                 .add(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
-            admin
+            self.admin()
+                .await?
                 .run_unfenced("can't close the database to PUBLIC", &script)
                 .await?;
         }
@@ -252,47 +260,6 @@ impl Server {
         Ok(rows
             .first()
             .is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)))
-    }
-
-    /// Makes schema `tenantry` and everything around it in one transaction, so that it is there
-    /// whole and marked, or not at all.
-    async fn install(&self, connection: &mut Connection, spec: &DatabaseSpec) -> Result<()> {
-        let facts = self.facts().await?;
-        let role = tenants_role(&spec.name);
-        let (name, tenants, mark) = (ident(&spec.name), ident(&role), spec.mark().comment());
-        let mut script = Script::new();
-        script
-            .add(format!("CREATE ROLE {tenants} NOLOGIN"))
-            .add_some(facts.keep(&tenants))
-            .add(format!("COMMENT ON ROLE {tenants} IS {}", literal(&mark)))
-            .add(format!("SET LOCAL ROLE {OWNER}"))
-            .add(format!("CREATE SCHEMA tenantry AUTHORIZATION {OWNER}"))
-            .add("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC");
-        for version in VERSIONS {
-            script.add(version);
-        }
-        script
-            .add(privileges(&role))
-            .add(format!(
-                "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
-                literal(&spec.cluster_id),
-                literal(spec.purpose.kind()),
-                literal(spec.purpose.object()),
-                literal(&role),
-                VERSIONS.len()
-            ))
-            .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
-            .add(format!("GRANT CONNECT ON DATABASE {name} TO {tenants}"))
-            .add(format!("COMMENT ON DATABASE {name} IS {}", literal(&mark)))
-            // PostgreSQL's own schema public belongs to the database's owner.
-            .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
-        connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
-            if error.is(&SqlState::DUPLICATE_OBJECT) {
-                error.explained(format!("role {role:?} exists already and is nobody's record: drop it, or choose another database name"))
-            } else {
-                error
-            }
-        })
     }
 
     async fn upgrade(
@@ -425,4 +392,48 @@ async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> 
         &spec.name,
         "it has no record of an owner",
     )))
+}
+
+/// Makes schema `tenantry` and everything around it in one transaction, so that it is there
+/// whole and marked, or not at all.
+async fn install(
+    connection: &mut Connection,
+    spec: &DatabaseSpec,
+    facts: &AdminFacts,
+) -> Result<()> {
+    let role = tenants_role(&spec.name);
+    let (name, tenants, mark) = (ident(&spec.name), ident(&role), spec.mark().comment());
+    let mut script = Script::new();
+    script
+        .add(format!("CREATE ROLE {tenants} NOLOGIN"))
+        .add_some(facts.keep(&tenants))
+        .add(format!("COMMENT ON ROLE {tenants} IS {}", literal(&mark)))
+        .add(format!("SET LOCAL ROLE {OWNER}"))
+        .add(format!("CREATE SCHEMA tenantry AUTHORIZATION {OWNER}"))
+        .add("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC");
+    for version in VERSIONS {
+        script.add(version);
+    }
+    script
+        .add(privileges(&role))
+        .add(format!(
+            "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
+            literal(&spec.cluster_id),
+            literal(spec.purpose.kind()),
+            literal(spec.purpose.object()),
+            literal(&role),
+            VERSIONS.len()
+        ))
+        .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+        .add(format!("GRANT CONNECT ON DATABASE {name} TO {tenants}"))
+        .add(format!("COMMENT ON DATABASE {name} IS {}", literal(&mark)))
+        // PostgreSQL's own schema public belongs to the database's owner.
+        .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
+        if error.is(&SqlState::DUPLICATE_OBJECT) {
+            error.explained(format!("role {role:?} exists already and is nobody's record: drop it, or choose another database name"))
+        } else {
+            error
+        }
+    })
 }
