@@ -19,14 +19,17 @@ pub(super) struct Provisioned {
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
 /// nothing where the record says that all is well.
 pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisioned, Failure> {
-    pool_takes_tenants(case.world.pool(&place.pool).as_deref(), &place.pool)?;
     let connected = case.world.databases.get(&place.server).ok_or_else(|| {
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", place.server))
     })?;
+    let record = connected.record(&place.database, &place.id);
+    if record.is_none() {
+        pool_takes_tenants(case.world.pool(&place.pool).as_deref(), &place.pool)?;
+    }
     // Limits first: a tenant must not be unlimited for a moment.
     limits::ensure(&connected, &place.database, case.plan).await?;
     let settings = settings(case, &connected);
-    let Some(record) = connected.record(&place.database, &place.id) else {
+    let Some(record) = record else {
         let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
         let spec = TenantSpec {
             id: place.id.clone(),
