@@ -6,12 +6,16 @@
 //! Labels, annotations, finalizers and owner references of others stay.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::api::FIELD_MANAGER;
 
 /// The manager that holds a Deployment's replica count while it goes from us to an autoscaler.
 pub(super) const REPLICAS_MANAGER: &str = "tenantry-replicas";
+
+/// What `kubectl rollout restart` leaves in a pod template: a person asked for it, and to
+/// take it out would restart the pods once more.
+const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
 
 /// How an object differs from what it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +71,24 @@ pub fn compare(desired: &Value, live: &Value) -> Drift {
     additions.sort_unstable_by(|a, b| b.cmp(a));
     additions.dedup();
     Drift { missing: !covers(desired, live), additions }
+}
+
+/// The operations of a JSON patch that take out what was added, where that can't be done
+/// after an apply: a list that something was added to becomes the desired one at once.
+pub(super) fn overwrite(desired: &Value, live: &Value) -> Vec<Value> {
+    let mut operations: Vec<Value> = Vec::new();
+    for path in compare(desired, live).additions {
+        let list = path.0.iter().take_while(|step| matches!(step, Step::Key(_))).cloned().collect();
+        let (list, whole) = (Path(list).pointer(), path.pointer());
+        let operation = match desired.pointer(&list) {
+            Some(wanted) if list != whole => json!({"op": "replace", "path": list, "value": wanted}),
+            _ => json!({"op": "remove", "path": whole}),
+        };
+        if !operations.contains(&operation) {
+            operations.push(operation);
+        }
+    }
+    operations
 }
 
 /// Whether anything of the object was set by us.
@@ -127,7 +149,7 @@ fn collect_additions(
         if path.is_empty() && step == Step::Key("status".into()) {
             continue;
         }
-        if !ours && step == Step::Key("metadata".into()) {
+        if !ours && (step == Step::Key("metadata".into()) || step == Step::Key(RESTARTED_AT.into())) {
             continue;
         }
         let wanted = desired.and_then(|desired| resolve(key, desired)).map(|(_, wanted)| wanted);
@@ -164,8 +186,6 @@ fn resolve<'v>(key: &str, value: &'v Value) -> Option<(Step, &'v Value)> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn live(mut live: Value, entries: Value) -> Value {
@@ -251,6 +271,43 @@ mod tests {
             json!([entry("x", json!({"f:data": {"f:b/c": {}}}))]),
         );
         assert_eq!(compare(&desired, &found).additions[0].pointer(), "/data/b~1c");
+    }
+
+    #[test]
+    fn a_list_that_others_changed_is_overwritten_as_a_whole() {
+        let desired = json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"externalIPs": ["203.0.113.7"], "ports": [{"port": 81, "protocol": "TCP"}]}}),
+            json!([entry(
+                "x",
+                json!({"f:spec": {
+                    "f:externalIPs": {},
+                    "f:ports": {"k:{\"port\":81,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}},
+                }})
+            )]),
+        );
+        let expected = [
+            json!({"op": "replace", "path": "/spec/ports", "value": desired["spec"]["ports"]}),
+            json!({"op": "remove", "path": "/spec/externalIPs"}),
+        ];
+        assert_eq!(overwrite(&desired, &found), expected);
+    }
+
+    #[test]
+    fn a_restart_that_a_person_asked_for_stays() {
+        let desired = json!({"spec": {"template": {"metadata": {"annotations": {"a": "1"}}}}});
+        let annotations = json!({"f:kubectl.kubernetes.io/restartedAt": {}, "f:spy": {}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"template": {"metadata": {"annotations": {
+                "a": "1", "kubectl.kubernetes.io/restartedAt": "2026-11-01T00:00:00Z", "spy": "on",
+            }}}}}),
+            json!([entry(
+                "kubectl-rollout",
+                json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": annotations}}}})
+            )]),
+        );
+        let pointers: Vec<_> = compare(&desired, &found).additions.iter().map(Path::pointer).collect();
+        assert_eq!(pointers, ["/spec/template/metadata/annotations/spy"]);
     }
 
     #[test]

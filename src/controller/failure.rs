@@ -28,6 +28,8 @@ pub(super) enum Class {
     Waiting,
     /// A person has to change something.
     Permanent,
+    /// A person has to take something away, which no watch may tell of.
+    Obstructed,
 }
 
 /// Why a reconcile could not finish.
@@ -57,7 +59,7 @@ impl Failure {
 impl From<cluster::Error> for Failure {
     fn from(error: cluster::Error) -> Self {
         let (class, reason) = match (&error, error.class()) {
-            (cluster::Error::Foreign { .. }, _) => (Class::Permanent, "ForeignObject"),
+            (cluster::Error::Foreign { .. }, _) => (Class::Obstructed, "ForeignObject"),
             (_, cluster::ErrorClass::Permanent) => (Class::Permanent, "ObjectRefused"),
             (_, cluster::ErrorClass::Waiting) => (Class::Waiting, "RightsPending"),
             (_, cluster::ErrorClass::Transient) => (Class::Transient, "ApiServerError"),
@@ -98,6 +100,7 @@ impl Backoff {
         let longest = match class {
             Class::Transient => LONGEST_RETRY,
             Class::Waiting => LONGEST_WAIT,
+            Class::Obstructed => return spread(LONGEST_WAIT, object, *count),
             Class::Permanent => return spread(PERMANENT, object, *count),
         };
         let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((*count - 1).min(16)));
