@@ -13,10 +13,10 @@ help: ## List what can be made
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 build: rust ## Build all programs
-	$(CARGO) build --workspace
+	$(CARGO) build --workspace --bins
 
 demo: rust ## Start a cluster, the operator and a CRM for six customers; stay until Ctrl-C (ARGS=--once: try and end)
-	$(CARGO) build --package tenantry --package crm --package devcluster --bins
+	$(CARGO) build --workspace --bins
 	@exec $(BIN)/devcluster demo $(ARGS)
 
 test: lint ground ## Check everything, on a real control plane and a real PostgreSQL
@@ -27,14 +27,14 @@ lint: rust ## Check format and lints
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 crds: rust ## Write crds/ and docs/api.md from src/api
-	$(CARGO) build --package tenantry --bin tenantry
+	$(CARGO) build --workspace --bins
 	$(BIN)/tenantry crds --dir crds
 	$(BIN)/tenantry crds --reference > docs/api.md
 
 # The programs of the control plane, built once (some minutes) where they aren't cached;
 # devcluster says what is missing.
 ground: rust
-	$(CARGO) build --package devcluster
+	$(CARGO) build --workspace --bins
 	$(BIN)/devcluster install
 
 rust:

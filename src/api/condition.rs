@@ -127,6 +127,16 @@ pub fn merge_conditions(
         .collect()
 }
 
+/// Keeps conditions of these types as they were where the new list doesn't have them: a
+/// concern that was not looked at this time. Their generation stays that of the last look.
+pub fn keep_conditions(new: &mut Vec<Condition>, old: &[Condition], kinds: &[ConditionType]) {
+    for &kind in kinds.iter().filter(|kind| find_condition(old, **kind).is_some()) {
+        if find_condition(new, kind).is_none() {
+            new.extend(find_condition(old, kind).cloned());
+        }
+    }
+}
+
 /// The condition of a type, if it is there.
 pub fn find_condition(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.type_ == kind.as_str())
@@ -170,6 +180,15 @@ mod tests {
     fn a_condition_without_a_verdict_goes() {
         let first = merge_conditions(&[], &[Verdict::yes(ConditionType::Stalled, "X", "x")], None, at(1));
         assert!(merge_conditions(&first, &[], None, at(2)).is_empty());
+    }
+
+    #[test]
+    fn a_concern_that_was_not_looked_at_stays_as_it_was() {
+        let old = merge_conditions(&[], &[Verdict::yes(ConditionType::Placed, "X", "x")], Some(1), at(1));
+        let mut new = merge_conditions(&old, &[Verdict::no(ConditionType::Ready, "Y", "y")], Some(2), at(2));
+        keep_conditions(&mut new, &old, &[ConditionType::Placed, ConditionType::Migrated, ConditionType::Ready]);
+        assert_eq!(new.len(), 2);
+        assert_eq!(find_condition(&new, ConditionType::Placed).and_then(|placed| placed.observed_generation), Some(1));
     }
 
     #[test]

@@ -53,9 +53,8 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
             concerns.holds(ConditionType::RouteApiAvailable, "Available", "the cluster serves this kind of route");
         }
     }
-    match migrations::files(&world, &application) {
-        Ok(_) => {}
-        Err((reason, message)) => concerns.fails(ConditionType::Migrated, Failure::waiting(reason, message)),
+    if let Err(failure) = migrations::files(&world, &application) {
+        concerns.fails(ConditionType::Migrated, failure);
     }
     let verdicts = concerns.verdicts("the Application can be placed");
     let next = write(&application, &world, tenants, pools, &verdicts).await?;

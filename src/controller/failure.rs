@@ -15,8 +15,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(120);
 /// How long something that is on its way is waited for, at most, before it is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How long it takes until something is looked at again that a person has to change. What
-/// they change is seen at once; this is for changes that no watch tells of.
-const PERMANENT: Duration = Duration::from_secs(300);
+/// they change is seen at once; this is for changes that no watch tells of, such as a foreign
+/// object of the same name that goes.
+const PERMANENT: Duration = Duration::from_secs(30);
 
 /// How to react to a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,12 +12,12 @@ use tokio::{
 
 use super::{failure::Failure, world::World};
 use crate::{
-    api::{Application, Reason},
+    api::Application,
     database::{Migration, TenantId, TenantRecord},
 };
 
-/// How long a reconcile waits for migrations before it goes on without them: most take
-/// milliseconds, and a new tenant is then ready in one pass.
+/// How long a reconcile waits for migrations before it goes on without them, at most: most
+/// take milliseconds, and a new tenant is then ready in one pass.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where a tenant's migrations are run.
@@ -76,14 +76,18 @@ impl MigrationRuns {
 }
 
 /// The application's files, in the order in which they run; or why they can't be had.
-pub(super) fn files(world: &World, application: &Application) -> Result<Vec<Migration>, (Reason, String)> {
-    let Some(sql) = application.spec.migrations.as_ref().and_then(|migrations| migrations.sql.as_ref()) else {
-        return Ok(Vec::new());
+pub(super) fn files(world: &World, application: &Application) -> Result<Vec<Migration>, Failure> {
+    let Some(migrations) = &application.spec.migrations else { return Ok(Vec::new()) };
+    let Some(sql) = &migrations.sql else {
+        return Err(Failure::permanent(
+            "MigrationJobNotReconciled",
+            "spec.migrations.job of the Application is not run by this version: use spec.migrations.sql",
+        ));
     };
     let mut files = BTreeMap::new();
     for reference in &sql.config_maps {
         let Some(map) = world.config_map(&reference.name) else {
-            return Err((
+            return Err(Failure::waiting(
                 "MigrationsMissing",
                 format!(
                     "ConfigMap {} is not in namespace {}: create it, or correct the Application's spec.migrations.sql.configMaps",
@@ -93,7 +97,7 @@ pub(super) fn files(world: &World, application: &Application) -> Result<Vec<Migr
         };
         for (key, text) in map.data.iter().flatten().filter(|(key, _)| key.ends_with(".sql")) {
             if files.insert(key.clone(), text.clone()).is_some() {
-                return Err((
+                return Err(Failure::permanent(
                     "MigrationsAmbiguous",
                     format!(
                         "file {key} is in more than one ConfigMap of spec.migrations.sql.configMaps: give each file a name of its own"
@@ -126,8 +130,9 @@ pub(super) async fn migrate(
         return Tables::Current;
     }
     let mut state = start(world, target, files);
+    let patience = PATIENCE.min(world.args.reconcile_deadline / 4);
     // An error means that the run's task is gone, which its last state tells as well.
-    let _ = tokio::time::timeout(PATIENCE, state.wait_for(|state| !matches!(state, State::Running))).await;
+    let _ = tokio::time::timeout(patience, state.wait_for(|state| !matches!(state, State::Running))).await;
     let state = state.borrow().clone();
     match state {
         State::Running => Tables::Running,

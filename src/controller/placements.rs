@@ -2,21 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::api::PoolSpec;
+
 /// Placements by the Tenant's UID. Changed under one lock together with the choice itself,
 /// so that two tenants never race past a pool's capacity.
 #[derive(Debug, Default)]
 pub(super) struct Placements {
     pool_of: HashMap<String, String>,
     tenants_of: HashMap<String, HashSet<String>>,
-    pending: BTreeMap<String, PendingPool>,
-}
-
-/// A pool that is being made: the watch has not brought it yet.
-#[derive(Clone, Debug)]
-pub(super) struct PendingPool {
-    pub(super) server: String,
-    pub(super) application: String,
-    pub(super) capacity: u32,
+    pending: BTreeMap<String, PoolSpec>,
 }
 
 impl Placements {
@@ -25,14 +19,15 @@ impl Placements {
         self.pool_of.get(uid).map(String::as_str)
     }
 
-    /// The pools that are being made.
-    pub(super) fn pending(&self) -> BTreeMap<String, PendingPool> {
-        self.pending.clone()
+    /// The pools that tenants are placed in and that the watch has not brought yet: they are
+    /// being made, or are about to be.
+    pub(super) fn pending(&self) -> &BTreeMap<String, PoolSpec> {
+        &self.pending
     }
 
-    /// Notes that a pool is being made.
-    pub(super) fn expect(&mut self, name: &str, pool: PendingPool) {
-        self.pending.insert(name.to_owned(), pool);
+    /// Notes that a pool is to be made.
+    pub(super) fn expect(&mut self, name: &str, pool: PoolSpec) {
+        self.pending.entry(name.to_owned()).or_insert(pool);
     }
 
     /// Notes that a pool was made, or went.

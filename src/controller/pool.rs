@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
-        merge_conditions,
+        keep_conditions, merge_conditions,
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::{DatabaseSpec, Purpose},
@@ -26,6 +26,14 @@ use crate::{
         join_faults, naming, pool_capacity, pool_faults, pool_objects,
     },
 };
+
+/// The concerns that stay as they were where a reconcile doesn't come to them.
+const CONCERNS: [ConditionType; 4] = [
+    ConditionType::DatabaseReady,
+    ConditionType::WorkloadReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::Available,
+];
 
 pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*pool) {
@@ -53,12 +61,7 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
             Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults)),
         ),
     }
-    let mut verdicts = concerns.verdicts("the pool takes and serves tenants");
-    super::conditions::carry_over(
-        &pool.status.clone().unwrap_or_default().conditions,
-        &mut verdicts,
-        &[ConditionType::DatabaseReady, ConditionType::NetworkDeclared, ConditionType::Available],
-    );
+    let verdicts = concerns.verdicts("the pool takes and serves tenants");
     let next = write(&pool, &world, capacity, &verdicts).await?;
     concerns.blocked().map_or(Ok(next), Err)
 }
@@ -136,7 +139,7 @@ async fn apply(
         server,
         shared: &shared,
         settings: &world.settings,
-        api_server: &world.facts.api_server,
+        api_server: &world.api_server(),
         held_replicas: &BTreeMap::new(),
     };
     let objects = pool_objects(&input).map_err(|faults| {
@@ -249,13 +252,15 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     let name = pool.name_any();
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
     let tenants = i64::from(world.shared.placements().count(&name));
+    let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
+    keep_conditions(&mut conditions, &old.conditions, &CONCERNS);
     let status = PoolStatus {
         observed_generation: pool.metadata.generation,
         tenants,
         capacity: capacity.map_or(old.capacity, i64::from),
         namespace: Some(naming::pool_namespace(&name)),
         database: Some(Pool::database_name(&name)),
-        conditions: merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now()),
+        conditions,
     };
     if let Some(wait) = super::count_only(world, pool, PoolStatus { tenants, ..old.clone() } == status && old != status)
     {
@@ -289,12 +294,10 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
     let connected = world.databases.get(&pool.spec.server);
     let database = Pool::database_name(&name);
     match connected {
-        Some(connected) => {
-            // What tenants left (Retain) stays where it is, and the database with it.
-            if connected.find_in(&database, |_| true).is_empty() {
-                connected.server.drop_database(&database, &world.facts.cluster_id).await?;
-                connected.forget_database(&database);
-            }
+        // What tenants left (Retain) stays where it is, and the database with it.
+        Some(connected) if connected.find_in(&database, |_| true).is_empty() => {
+            connected.server.drop_database(&database, &world.facts.cluster_id).await?;
+            connected.forget_database(&database);
         }
         None if world.server(&pool.spec.server).is_some() => {
             return Err(Failure {
@@ -303,7 +306,7 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
                 message: format!("DatabaseServer {} is not connected; the Pool waits for it", pool.spec.server),
             });
         }
-        None => {}
+        Some(_) | None => {}
     }
     let namespace = naming::pool_namespace(&name);
     let key = Key { kind: Kind::Namespace, namespace: None, name: namespace.clone() };
@@ -315,8 +318,13 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether a pool's database is there and answers.
+pub(super) fn has_database(pool: &Pool) -> bool {
+    pool.status.as_ref().is_some_and(|status| is_true(&status.conditions, ConditionType::DatabaseReady))
+}
+
 /// Whether a pool's namespace and database are there, so that tenants can be made in it.
 pub(super) fn takes_tenants(pool: &Pool) -> bool {
-    let conditions = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    is_true(conditions, ConditionType::DatabaseReady) && is_true(conditions, ConditionType::WorkloadReady)
+    has_database(pool)
+        && pool.status.as_ref().is_some_and(|status| is_true(&status.conditions, ConditionType::WorkloadReady))
 }

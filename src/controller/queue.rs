@@ -18,9 +18,6 @@ use super::{
     world::World,
 };
 
-/// The longest that one reconcile may take. (Migrations run outside it.)
-const DEADLINE: Duration = Duration::from_secs(60);
-
 /// When to look at an object again, if nothing happens to it.
 pub(super) type Next = Option<Duration>;
 
@@ -96,7 +93,7 @@ where
     let id = format!("{kind}/{name}");
     let span = info_span!("reconcile", kind, name);
     let running = reconcile(object, Arc::clone(&world)).instrument(span.clone());
-    let outcome = tokio::time::timeout(DEADLINE, running).await;
+    let outcome = tokio::time::timeout(world.args.reconcile_deadline, running).await;
     let outcome =
         outcome.unwrap_or_else(|_| Err(Failure::transient("DeadlineExceeded", "the reconcile took too long")));
     world.metrics.reconciled(&kind, outcome.as_ref().err());

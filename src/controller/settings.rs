@@ -27,6 +27,9 @@ pub struct OperatorArgs {
     /// How many Tenants are reconciled at a time
     #[arg(long, env = "TENANTRY_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=512))]
     pub concurrency: u16,
+    /// How long one reconcile may take; migrations may take longer
+    #[arg(long, env = "TENANTRY_RECONCILE_DEADLINE", default_value = "60s", value_parser = duration)]
+    pub reconcile_deadline: Duration,
     /// How many tenants' migrations run at a time
     #[arg(long, env = "TENANTRY_MIGRATION_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub migration_concurrency: u16,

@@ -99,13 +99,17 @@ impl HostIndex {
     pub fn holder(&self, host: &str) -> Option<Holder<'_>> {
         let entry = self.hosts.get(host)?;
         let tenant = entry.tenants.first().map(|(_, tenant)| tenant.as_str());
-        let serving =
-            tenant.is_some_and(|name| self.claims.get(name).is_some_and(|claim| claim.serving.contains(host)));
+        let serving = tenant.is_some_and(|name| self.is_serving(name, host));
         match (tenant, entry.foreign.first()) {
             (Some(tenant), _) if serving => Some(Holder::Tenant(tenant)),
             (_, Some(route)) => Some(Holder::Foreign(route)),
             (tenant, None) => tenant.map(Holder::Tenant),
         }
+    }
+
+    /// Whether a Tenant's live route has a host, as its last claim told.
+    pub fn is_serving(&self, tenant: &str, host: &str) -> bool {
+        self.claims.get(tenant).is_some_and(|claim| claim.serving.contains(host))
     }
 
     /// The hosts that a Tenant asks for and has, in the order in which it names them.

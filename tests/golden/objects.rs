@@ -43,6 +43,11 @@ fn tenant_secret() -> Object {
     })
 }
 
+/// What a pooled tenant comes to.
+pub fn tenant_objects() -> Vec<Object> {
+    [tenant_secret()].into_iter().chain(tenant_route(&application(), &hosts())).collect()
+}
+
 fn ingress_application() -> Application {
     let mut application = application();
     let route: &mut Route = application.spec.route.as_mut().unwrap();
@@ -59,8 +64,7 @@ fn a_pool_is_these_objects() {
 
 #[test]
 fn a_pooled_tenant_is_a_secret_and_a_route() {
-    let route = tenant_route(&application(), &hosts()).unwrap();
-    insta::assert_snapshot!("tenant", yaml([&tenant_secret(), &route]));
+    insta::assert_snapshot!("tenant", yaml(&tenant_objects()));
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! Faults of an Application: each with the path of the field that is to be changed.
 
-use serde_json::{Value, json};
-use tenantry::desired::{Fault, application_faults, join_faults, pool_faults, server_faults};
+use std::{fs, path::Path};
 
-use crate::fixtures::{application, application_with, brief, build, pool, server, shelf};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tenantry::{
+    api::{Application, DatabaseServer, Plan, Tenant},
+    desired::{Fault, application_faults, effective, join_faults, pool_faults, server_faults},
+};
+
+use crate::fixtures::{Shelf, application, application_with, brief, build, pool, server, shelf};
 
 /// The faults of a component whose pod spec is the given one, after `change`.
 fn faults_of(change: impl FnOnce(&mut Value)) -> Vec<Fault> {
@@ -103,57 +109,95 @@ fn what_no_deployment_or_agent_can_run_is_refused() {
     assert_eq!(brief(&faults), ["InvalidTemplate spec.components[0].template.metadata.labels"]);
 }
 
-#[test]
-fn what_pod_security_would_refuse_later_is_refused_now() {
-    let container = |context: Value| json!({"containers": [{"name": "api", "image": "x", "securityContext": context}]});
-    let pod = |context: Value| json!({"containers": [{"name": "api", "image": "x"}], "securityContext": context});
-    let plus = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x"}], field: value});
-    let on = |field: &str, value: Value| json!({"containers": [{"name": "api", "image": "x", field: value}]});
+/// A pod spec with a field of its own.
+fn plus(field: &str, value: &Value) -> Value {
+    json!({"containers": [{"name": "api", "image": "x"}], field: value})
+}
+
+/// A pod spec whose container has a field of its own.
+fn on(field: &str, value: &Value) -> Value {
+    json!({"containers": [{"name": "api", "image": "x", field: value}]})
+}
+
+/// Pod specs that Pod Security `restricted` forbids, with the field.
+pub fn pod_security_cases() -> Vec<(Value, String)> {
     let inside = "containers[0].securityContext";
-    let cases: [(Value, String); 23] = [
-        (plus("hostNetwork", json!(true)), "hostNetwork".into()),
-        (plus("hostPID", json!(true)), "hostPID".into()),
-        (plus("hostIPC", json!(true)), "hostIPC".into()),
-        (plus("volumes", json!([{"name": "h", "hostPath": {"path": "/"}}])), "volumes[0]".into()),
-        (plus("volumes", json!([{"name": "h", "nfs": {"path": "/", "server": "s"}}])), "volumes[0]".into()),
-        (on("ports", json!([{"containerPort": 80, "hostPort": 80}])), "containers[0].ports[0].hostPort".into()),
+    vec![
+        (plus("hostNetwork", &json!(true)), "hostNetwork".into()),
+        (plus("hostPID", &json!(true)), "hostPID".into()),
+        (plus("hostIPC", &json!(true)), "hostIPC".into()),
+        (plus("volumes", &json!([{"name": "h", "hostPath": {"path": "/"}}])), "volumes[0]".into()),
+        (plus("volumes", &json!([{"name": "h", "nfs": {"path": "/", "server": "s"}}])), "volumes[0]".into()),
+        (on("ports", &json!([{"containerPort": 80, "hostPort": 80}])), "containers[0].ports[0].hostPort".into()),
         (
-            on("livenessProbe", json!({"httpGet": {"port": 80, "host": "10.0.0.1"}})),
+            on("livenessProbe", &json!({"httpGet": {"port": 80, "host": "10.0.0.1"}})),
             "containers[0].livenessProbe".into(),
         ),
         (
-            on("lifecycle", json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
+            on("lifecycle", &json!({"preStop": {"tcpSocket": {"port": 80, "host": "h"}}})),
             "containers[0].lifecycle.preStop".into(),
         ),
-        (pod(json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
-        (pod(json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
-        (pod(json!({"seccompProfile": {"type": "Unconfined"}})), "securityContext.seccompProfile".into()),
-        (pod(json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})), "securityContext.sysctls[0]".into()),
-        (pod(json!({"seLinuxOptions": {"type": "spc_t"}})), "securityContext.seLinuxOptions.type".into()),
-        (pod(json!({"appArmorProfile": {"type": "Unconfined"}})), "securityContext.appArmorProfile".into()),
-        (container(json!({"privileged": true})), format!("{inside}.privileged")),
-        (container(json!({"allowPrivilegeEscalation": true})), format!("{inside}.allowPrivilegeEscalation")),
-        (container(json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
-        (container(json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
-        (container(json!({"procMount": "Unmasked"})), format!("{inside}.procMount")),
-        (container(json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
-        (container(json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
-        (container(json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
-        (container(json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
-    ];
-    for (spec, path) in cases {
+        (plus("securityContext", &json!({"runAsNonRoot": false})), "securityContext.runAsNonRoot".into()),
+        (plus("securityContext", &json!({"runAsUser": 0})), "securityContext.runAsUser".into()),
+        (
+            plus("securityContext", &json!({"seccompProfile": {"type": "Unconfined"}})),
+            "securityContext.seccompProfile".into(),
+        ),
+        (
+            plus("securityContext", &json!({"sysctls": [{"name": "kernel.msgmax", "value": "1"}]})),
+            "securityContext.sysctls[0]".into(),
+        ),
+        (
+            plus("securityContext", &json!({"seLinuxOptions": {"type": "spc_t"}})),
+            "securityContext.seLinuxOptions.type".into(),
+        ),
+        (
+            plus("securityContext", &json!({"appArmorProfile": {"type": "Unconfined"}})),
+            "securityContext.appArmorProfile".into(),
+        ),
+        (on("securityContext", &json!({"privileged": true})), format!("{inside}.privileged")),
+        (
+            on("securityContext", &json!({"allowPrivilegeEscalation": true})),
+            format!("{inside}.allowPrivilegeEscalation"),
+        ),
+        (on("securityContext", &json!({"runAsNonRoot": false})), format!("{inside}.runAsNonRoot")),
+        (on("securityContext", &json!({"runAsUser": 0})), format!("{inside}.runAsUser")),
+        (
+            json!({
+                "hostUsers": false,
+                "containers": [{"name": "api", "image": "x", "securityContext": {"procMount": "Unmasked"}}],
+            }),
+            format!("{inside}.procMount"),
+        ),
+        (on("securityContext", &json!({"seccompProfile": {"type": "Unconfined"}})), format!("{inside}.seccompProfile")),
+        (on("securityContext", &json!({"capabilities": {"add": ["SYS_ADMIN"]}})), format!("{inside}.capabilities.add")),
+        (on("securityContext", &json!({"capabilities": {"drop": ["NET_RAW"]}})), format!("{inside}.capabilities.drop")),
+        (on("securityContext", &json!({"seLinuxOptions": {"user": "u"}})), format!("{inside}.seLinuxOptions")),
+    ]
+}
+
+/// Pod specs that Pod Security `restricted` allows.
+pub fn allowed_pods() -> Vec<Value> {
+    vec![
+        on(
+            "securityContext",
+            &json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000}),
+        ),
+        plus("securityContext", &json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
+        plus("securityContext", &json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
+        on("livenessProbe", &json!({"httpGet": {"port": 80}})),
+    ]
+}
+
+#[test]
+fn what_pod_security_would_refuse_later_is_refused_now() {
+    for (spec, path) in pod_security_cases() {
         let faults = faults_of(|component| component["template"]["spec"] = spec);
         let expected = [format!("ForbiddenByPodSecurity spec.components[0].template.spec.{path}")];
         assert_eq!(brief(&faults), expected, "{faults:?}");
         assert!(faults[0].message.contains("restricted"), "{}", faults[0].message);
     }
-    let allowed = [
-        container(json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}, "runAsUser": 1000})),
-        pod(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p"}})),
-        pod(json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "80"}]})),
-        on("livenessProbe", json!({"httpGet": {"port": 80}})),
-    ];
-    for spec in allowed {
+    for spec in allowed_pods() {
         let faults = faults_of(|component| component["template"]["spec"] = spec);
         assert_eq!(brief(&faults), [""; 0]);
     }
@@ -199,6 +243,36 @@ fn under_a_quota_every_container_says_what_it_needs() {
     let container = "QuotaNeedsResources spec.components[0].template.spec.containers[0].resources";
     assert_eq!(check(json!({"memory": "1Gi"})), [format!("{container}.requests.memory")]);
     assert_eq!(check(json!({"limits.cpu": 1})), [format!("{container}.limits.cpu")]);
+}
+
+/// The documents of a file in `examples/` that are of a kind.
+fn examples<T: DeserializeOwned>(file: &str, kind: &str) -> Vec<T> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file);
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(path).unwrap()).unwrap();
+    let wanted = documents.into_iter().filter(|document| document["kind"] == kind);
+    wanted.map(|document| serde_json::from_value(document).unwrap()).collect()
+}
+
+#[test]
+fn the_examples_have_no_fault() {
+    let applications: Vec<Application> = examples("application.yaml", "Application");
+    let servers: Vec<DatabaseServer> = examples("server.yaml", "DatabaseServer");
+    let plans: Vec<Plan> = examples("plans.yaml", "Plan");
+    let tenants: Vec<Tenant> = examples("tenants.yaml", "Tenant");
+    assert!(!applications.is_empty() && !servers.is_empty() && !plans.is_empty() && !tenants.is_empty());
+    let shelf = Shelf {
+        plans: plans.iter().filter_map(|plan| plan.metadata.name.clone()).collect(),
+        servers: servers.iter().map(|server| (server.metadata.name.clone().unwrap(), server.clone())).collect(),
+        domains: Vec::new(),
+    };
+    let faults = servers.iter().flat_map(server_faults);
+    let faults = faults.chain(applications.iter().flat_map(|application| application_faults(application, &shelf)));
+    assert_eq!(brief(&faults.collect::<Vec<_>>()), [""; 0]);
+    for tenant in &tenants {
+        let plan = plans.iter().find(|plan| plan.metadata.name.as_ref() == Some(&tenant.spec.plan));
+        let result = effective(tenant, plan, applications.first(), &shelf);
+        assert!(result.is_ok(), "{:?}: {result:?}", tenant.metadata.name);
+    }
 }
 
 #[test]

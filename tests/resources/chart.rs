@@ -10,8 +10,8 @@ use super::ground::{attempt, client, ground, install, output, root};
 /// Settings that a user may choose; the empty ones are the chart's own.
 const VALUES: &[&str] = &[
     "",
-    "{replicas: 1, crds: {install: false}, admissionPolicies: {enabled: false}}",
-    "{replicas: 3, image: {repository: registry.example.com/t, digest: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}, imagePullSecrets: [{name: pull}]}",
+    "{replicas: 0, crds: {install: false}, admissionPolicies: {enabled: false}}",
+    "{image: {repository: registry.example.com/t, digest: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}, imagePullSecrets: [{name: pull}]}",
     "{operator: {args: [--help], logLevel: debug, env: [{name: HTTPS_PROXY, value: 'http://proxy:3128'}]}, priorityClassName: system-cluster-critical}",
     "{nodeSelector: {pool: system}, tolerations: [{key: system, operator: Exists}], affinity: {}, podLabels: {team: platform}, podAnnotations: {a: b}, serviceAccount: {annotations: {a: b}}}",
 ];
@@ -56,14 +56,12 @@ fn settings_have_their_effect() {
     let standard = objects(VALUES[0]);
     assert_eq!(kinds(&standard, "CustomResourceDefinition"), 5);
     assert_eq!(kinds(&standard, "ValidatingAdmissionPolicy"), 1);
-    assert_eq!(kinds(&standard, "PodDisruptionBudget"), 1);
     for crd in standard.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
         assert_eq!(crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{}", crd["metadata"]["name"]);
     }
     let bare = objects(VALUES[1]);
     assert_eq!(kinds(&bare, "CustomResourceDefinition"), 0);
     assert_eq!(kinds(&bare, "ValidatingAdmissionPolicy"), 0);
-    assert_eq!(kinds(&bare, "PodDisruptionBudget"), 0);
     let pinned = objects(VALUES[2]);
     let deployment = pinned.iter().find(|object| object["kind"] == "Deployment").expect("a Deployment");
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
@@ -74,10 +72,28 @@ fn settings_have_their_effect() {
     assert_eq!(agent.expect("the agent's image")["value"], image, "agents run the operator's own version");
 }
 
+/// The Deployment sets no variable that the program doesn't know, and the probes' port is
+/// the one that it listens on.
+#[test]
+fn its_variables_are_the_programs() {
+    let help = output(std::process::Command::new(env!("CARGO_BIN_EXE_tenantry")).args(["operator", "--help"]));
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&render("")).expect("YAML");
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment").expect("a Deployment");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    for variable in container["env"].as_array().expect("variables") {
+        let name = variable["name"].as_str().expect("a name");
+        assert!(help.contains(&format!("[env: {name}=")), "tenantry operator knows no {name}");
+    }
+    assert_eq!(container["ports"][0]["containerPort"], 8080);
+    assert!(help.contains("TENANTRY_LISTEN=] [default: 0.0.0.0:8080]"), "{help}");
+}
+
 #[test]
 fn wrong_settings_are_refused() {
     for (set, says) in [
         ("replicas=-1", "replicas"),
+        ("replicas=2", "replicas"),
         ("replicas=many", "replicas"),
         ("replica=2", "replica"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),

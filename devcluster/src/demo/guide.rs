@@ -44,7 +44,7 @@ pub(super) fn text(ground: &Devcluster, crm_port: u16, overlay: &Path) -> String
         "
 In another shell:
   export KUBECONFIG={kubeconfig} PATH={bin}:$PATH
-  . {env}    # CRM_URL, TENANTRY_METRICS_URL, DATABASE_ADMIN_URL, OPERATOR_PID and more
+  . {env}    # CRM_URL, TENANTRY_METRICS_URL, DATABASE_ADMIN_URL, OPERATOR_PID
 Acme's CRM, and its usage against the plan's limits:
   curl -H 'Host: {HOST}' {crm}/users
   curl -H 'Host: {HOST}' {crm}/

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
+pub(super) use self::place::note as note_place;
 use self::{place::Place, status::Report};
 use super::{
     conditions::Concerns,
@@ -158,8 +159,8 @@ async fn serve(case: &Case<'_>, place: &Place, concerns: &mut Concerns, report: 
 async fn tables(case: &Case<'_>, place: &Place, provisioned: &provision::Provisioned, concerns: &mut Concerns) {
     let files = match migrations::files(case.world, case.application) {
         Ok(files) => files,
-        Err((reason, message)) => {
-            concerns.fails(ConditionType::Migrated, Failure::waiting(reason, message));
+        Err(failure) => {
+            concerns.fails(ConditionType::Migrated, failure);
             return;
         }
     };
@@ -199,10 +200,12 @@ fn workload(case: &Case<'_>, place: &Place, concerns: &mut Concerns) {
     }
 }
 
-/// Whether a pool can take tenants, or what it waits for.
-fn pool_takes_tenants(pool: Option<&Pool>, name: &str) -> Result<(), Failure> {
+/// Whether a pool has all that a tenant needs, or what it waits for: less for one that is in
+/// it than for a new one, since a fault in the pool's templates takes nothing from who runs.
+fn check_pool(pool: Option<&Pool>, name: &str, is_in_it: bool) -> Result<(), Failure> {
+    let enough = if is_in_it { pool::has_database } else { pool::takes_tenants };
     match pool {
-        Some(pool) if pool::takes_tenants(pool) => Ok(()),
+        Some(pool) if enough(pool) => Ok(()),
         Some(pool) => {
             let conditions = pool.status.clone().unwrap_or_default().conditions;
             let why = find_condition(&conditions, ConditionType::Ready).filter(|ready| ready.status == "False");

@@ -1,6 +1,6 @@
 //! Where a tenant is: looked up, or chosen and written down before anything is made.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use kube::{Api, ResourceExt as _, api::PostParams};
 
@@ -9,7 +9,7 @@ use crate::{
     api::{
         ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, Accepts, DatabaseServer, FIELD_MANAGER, Pool, PoolSpec, Tenant,
     },
-    controller::{databases::Connected, failure::Failure, placements::PendingPool, world::World},
+    controller::{databases::Connected, failure::Failure, placements::Placements, world::World},
     database::{Purpose, TenantId, TenantRecord, TenantState},
     desired::{
         Catalog as _, naming,
@@ -51,22 +51,40 @@ pub(super) fn known(tenant: &Tenant, world: &World) -> Option<Place> {
     Some(Place::of(&pool, &server, id))
 }
 
-/// A tenant's place: the one that it has, or the one that its records tell, or a new one. A
-/// new one stands in the status before this returns.
-pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Place, Failure> {
-    if let Some(place) = known(case.tenant, case.world) {
-        return Ok(place);
+/// Takes in where a Tenant's status says that it is.
+pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
+    let (Some(status), Some(uid)) = (&tenant.status, &tenant.metadata.uid) else { return };
+    let Some(pool) = &status.pool else { return };
+    let mut placements = world.shared.placements();
+    placements.place(uid, pool);
+    // The operator may have ended before it made the pool: its name is taken all the same.
+    if world.pool(pool).is_none()
+        && let Some(database) = &status.database
+    {
+        placements.expect(pool, pool_spec(&tenant.spec.application, &database.server));
     }
-    let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
-    let place = match recorded(case, &uid).await? {
-        Some(place) => {
-            case.world.shared.placements().place(&uid, &place.pool);
+}
+
+/// A tenant's place: the one that it has, or the one that its records tell, or a new one. A
+/// new one stands in the status before anything is made for it, the pool included.
+pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Place, Failure> {
+    let place = match known(case.tenant, case.world) {
+        Some(place) => place,
+        None => {
+            let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
+            let place = match recorded(case, &uid).await? {
+                Some(place) => {
+                    case.world.shared.placements().place(&uid, &place.pool);
+                    place
+                }
+                None => chosen(case, &uid)?,
+            };
+            report.set_place(case, &place);
+            report.write_place().await?;
             place
         }
-        None => chosen(case, &uid).await?,
     };
-    report.set_place(case, &place);
-    report.write_place().await?;
+    ensure_pool(case.world, &case.effective.application, &place).await?;
     Ok(place)
 }
 
@@ -142,61 +160,39 @@ async fn resolve(
 }
 
 /// A new place. Choosing and counting are one step under one lock.
-async fn chosen(case: &Case<'_>, uid: &str) -> Result<Place, Failure> {
-    let choice = {
-        let mut placements = case.world.shared.placements();
-        let pools = pool_views(case.world, &placements.pending(), |pool| placements.count(pool));
-        let servers: Vec<_> = case.effective.servers.iter().map(|name| server_view(case.world, name, &pools)).collect();
-        let earlier = placements.pool_of(uid).map(str::to_owned);
-        let choice = match earlier.and_then(|name| pools.iter().find(|pool| pool.name == name)) {
-            Some(pool) => Choice::New { pool: pool.name.clone(), server: pool.server.clone() },
-            None => choose(&case.effective.application, case.effective.max_tenants, &servers, &pools),
-        };
-        match &choice {
-            Choice::Existing { pool } => placements.place(uid, pool),
-            Choice::New { pool, server } => {
-                if !pools.iter().any(|known| known.name == *pool) {
-                    let schemas =
-                        servers.iter().find(|view| view.name == *server).map_or(0, |view| view.schemas_per_database);
-                    placements.expect(
-                        pool,
-                        PendingPool {
-                            server: server.clone(),
-                            application: case.effective.application.clone(),
-                            capacity: case.effective.max_tenants.min(schemas),
-                        },
-                    );
-                }
-                placements.place(uid, pool);
-            }
-            Choice::Full { .. } => {}
-        }
-        choice
-    };
+fn chosen(case: &Case<'_>, uid: &str) -> Result<Place, Failure> {
+    let mut placements = case.world.shared.placements();
+    let pools = pool_views(case.world, &placements);
     let id = TenantId::from_uid(uid);
-    match choice {
+    // Chosen before, and then the status could not be written.
+    let earlier = placements.pool_of(uid).and_then(|name| pools.iter().find(|pool| pool.name == name));
+    if let Some(pool) = earlier {
+        return Ok(Place::of(&pool.name, &pool.server, id));
+    }
+    let servers: Vec<_> = case.effective.servers.iter().map(|name| server_view(case.world, name, &pools)).collect();
+    let application = &case.effective.application;
+    match choose(application, case.effective.max_tenants, &servers, &pools) {
         Choice::Existing { pool } => {
-            let server = server_of(case.world, &pool)
-                .ok_or_else(|| Failure::waiting("PoolNotReady", format!("Pool {pool} is being made")))?;
-            Ok(Place::of(&pool, &server, id))
+            placements.place(uid, &pool);
+            let server = pools.into_iter().find(|view| view.name == pool).map(|view| view.server);
+            Ok(Place::of(&pool, &server.expect("a pool is chosen among those that there are"), id))
         }
         Choice::New { pool, server } => {
-            make_pool(case.world, &case.effective.application, &pool, &server).await?;
+            placements.place(uid, &pool);
+            placements.expect(&pool, pool_spec(application, &server));
             Ok(Place::of(&pool, &server, id))
         }
         Choice::Full { message } => Err(Failure::waiting("NoCapacity", message)),
     }
 }
 
-fn server_of(world: &World, pool: &str) -> Option<String> {
-    let pending = || world.shared.placements().pending().get(pool).map(|pool| pool.server.clone());
-    world.pool(pool).map(|pool| pool.spec.server.clone()).or_else(pending)
+fn pool_spec(application: &str, server: &str) -> PoolSpec {
+    PoolSpec { application: application.to_owned(), server: server.to_owned(), max_tenants: None }
 }
 
 /// Every pool, as placement sees it: those of the store, and those that are being made.
-fn pool_views(world: &World, pending: &BTreeMap<String, PendingPool>, count: impl Fn(&str) -> u32) -> Vec<PoolView> {
-    let known = world.stores.pools.state();
-    let view = |pool: &Arc<Pool>| {
+fn pool_views(world: &World, placements: &Placements) -> Vec<PoolView> {
+    let view = |pool: &Pool| {
         let name = pool.name_any();
         let (application, server) = (world.application(&pool.spec.application), world.server(&pool.spec.server));
         let capacity = match (&application, &server) {
@@ -204,27 +200,20 @@ fn pool_views(world: &World, pending: &BTreeMap<String, PendingPool>, count: imp
             _ => 0,
         };
         PoolView {
-            assigned: count(&name),
+            assigned: placements.count(&name),
             server: pool.spec.server.clone(),
             application: pool.spec.application.clone(),
             capacity,
             usable: pool.metadata.deletion_timestamp.is_none()
-                && !super::super::is_paused(&**pool)
+                && !super::super::is_paused(pool)
                 && pool_faults(pool, application.as_deref(), server.as_deref()).is_empty(),
             name,
         }
     };
-    let mut views: Vec<_> = known.iter().map(view).collect();
-    for (name, pool) in pending {
+    let mut views: Vec<_> = world.stores.pools.state().iter().map(|pool| view(pool)).collect();
+    for (name, spec) in placements.pending() {
         if !views.iter().any(|view| view.name == *name) {
-            views.push(PoolView {
-                name: name.clone(),
-                server: pool.server.clone(),
-                application: pool.application.clone(),
-                capacity: pool.capacity,
-                assigned: count(name),
-                usable: true,
-            });
+            views.push(view(&Pool::new(name, spec.clone())));
         }
     }
     views
@@ -262,12 +251,15 @@ fn orphaned(connected: &Connected, pools: &[PoolView]) -> usize {
     connected.names().iter().filter(|database| !has_pool(database)).count()
 }
 
-async fn make_pool(world: &World, application: &str, name: &str, server: &str) -> Result<(), Failure> {
+/// Makes the pool of a place, unless it is there.
+async fn ensure_pool(world: &World, application: &str, place: &Place) -> Result<(), Failure> {
+    let name = &place.pool;
     if world.pool(name).is_some() {
         return Ok(());
     }
-    let mut pool =
-        Pool::new(name, PoolSpec { application: application.to_owned(), server: server.to_owned(), max_tenants: None });
+    let spec = pool_spec(application, &place.server);
+    world.shared.placements().expect(name, spec.clone());
+    let mut pool = Pool::new(name, spec);
     pool.labels_mut().insert(naming::LABEL_PART_OF.to_owned(), application.to_owned());
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match Api::<Pool>::all(world.cluster.client().clone()).create(&params, &pool).await {

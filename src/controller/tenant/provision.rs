@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Case, place::Place, pool_takes_tenants};
+use super::{Case, check_pool, place::Place};
 use crate::{
     controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
     database::{IssuedLogin, TenantRecord, TenantSettings, TenantSpec, TenantState},
@@ -19,13 +19,12 @@ pub(super) struct Provisioned {
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
 /// nothing where the record says that all is well.
 pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisioned, Failure> {
+    let pool = case.world.pool(&place.pool);
     let connected = case.world.databases.get(&place.server).ok_or_else(|| {
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", place.server))
     })?;
     let record = connected.record(&place.database, &place.id);
-    if record.is_none() {
-        pool_takes_tenants(case.world.pool(&place.pool).as_deref(), &place.pool)?;
-    }
+    check_pool(pool.as_deref(), &place.pool, record.is_some())?;
     // Limits first: a tenant must not be unlimited for a moment.
     limits::ensure(&connected, &place.database, case.plan).await?;
     let settings = settings(case, &connected);

@@ -2,13 +2,12 @@
 
 use super::{Case, place::Place};
 use crate::{
-    api::{ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, merge_conditions},
-    cluster::Result,
-    controller::{
-        conditions::{carry_over, now},
-        plan::revision_name,
-        world::World,
+    api::{
+        ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, keep_conditions,
+        merge_conditions,
     },
+    cluster::Result,
+    controller::{conditions::now, plan::revision_name, world::World},
     desired::naming,
 };
 
@@ -86,9 +85,9 @@ impl<'a> Report<'a> {
     /// Writes the status, if it differs.
     pub(super) async fn write(&mut self) -> Result<bool> {
         self.new.observed_generation = self.tenant.metadata.generation;
-        let mut verdicts = self.verdicts.clone();
-        carry_over(&self.old.conditions, &mut verdicts, &CONCERNS);
-        self.new.conditions = merge_conditions(&self.old.conditions, &verdicts, self.tenant.metadata.generation, now());
+        let old = &self.old.conditions;
+        self.new.conditions = merge_conditions(old, &self.verdicts, self.tenant.metadata.generation, now());
+        keep_conditions(&mut self.new.conditions, old, &CONCERNS);
         self.write_new().await
     }
 

@@ -4,5 +4,6 @@ mod ground;
 mod hosts;
 mod http;
 mod pool;
+mod program;
 mod rotation;
 mod usage;
