@@ -59,18 +59,39 @@ impl Path {
 
 /// What has to change so that `live` is as `desired`.
 pub fn compare(desired: &Value, live: &Value) -> Drift {
-    let mut additions = Vec::new();
-    for entry in managed_fields(live) {
+    let (mut additions, mut taken_over) = (Vec::new(), false);
+    let entries = managed_fields(live);
+    let applied = entries.iter().find(|entry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER)
+            && entry.operation.as_deref() == Some("Apply")
+            && entry.subresource.is_none()
+    });
+    let applied = applied.and_then(|entry| entry.fields_v1.as_ref()?.0.as_object());
+    for entry in &entries {
         if entry.subresource.is_some() || entry.manager.as_deref() == Some(REPLICAS_MANAGER) {
             continue;
         }
-        let Some(Value::Object(fields)) = entry.fields_v1.map(|fields| fields.0) else { continue };
+        let Some(fields) = entry.fields_v1.as_ref().and_then(|fields| fields.0.as_object()) else { continue };
         let ours = entry.manager.as_deref() == Some(FIELD_MANAGER);
-        collect_additions(&fields, Some(desired), Some(live), ours, &mut Vec::new(), &mut additions);
+        collect_additions(fields, Some(desired), Some(live), ours, &mut Vec::new(), &mut additions);
+        taken_over |= !ours && takes_over(fields, applied, desired);
     }
     additions.sort_unstable_by(|a, b| b.cmp(a));
     additions.dedup();
-    Drift { missing: !covers(desired, live), additions }
+    Drift { missing: taken_over || !covers(desired, live), additions }
+}
+
+/// Whether an owner has a map or list of ours that it can only own as a whole (a selector,
+/// say): it has changed something in it, or else we would own it as well.
+fn takes_over(fields: &Map<String, Value>, applied: Option<&Map<String, Value>>, desired: &Value) -> bool {
+    fields.iter().any(|(key, below)| {
+        let Some((_, wanted)) = resolve(key, desired) else { return false };
+        let (applied, below) = (applied.and_then(|applied| applied.get(key)), below.as_object());
+        match below.filter(|below| !below.is_empty()) {
+            Some(below) => takes_over(below, applied.and_then(Value::as_object), wanted),
+            None => applied.is_none() && (wanted.is_object() || wanted.is_array()),
+        }
+    })
 }
 
 /// The operations of a JSON patch that take out what was added, where that can't be done
@@ -291,6 +312,25 @@ mod tests {
             json!({"op": "remove", "path": "/spec/externalIPs"}),
         ];
         assert_eq!(overwrite(&desired, &found), expected);
+    }
+
+    #[test]
+    fn a_selector_that_somebody_narrowed_is_put_back() {
+        let desired = json!({"spec": {"podSelector": {}, "policyTypes": ["Egress"]}});
+        let body =
+            json!({"metadata": {}, "spec": {"podSelector": {"matchLabels": {"a": "b"}}, "policyTypes": ["Egress"]}});
+        let apply = |fields: Value| {
+            let mut entry = entry("tenantry", fields);
+            entry["operation"] = "Apply".into();
+            entry
+        };
+        let theirs = entry("x", json!({"f:spec": {"f:podSelector": {}}}));
+        let found = live(body.clone(), json!([apply(json!({"f:spec": {"f:policyTypes": {}}})), theirs.clone()]));
+        assert!(compare(&desired, &found).missing);
+        // Who applies the very same owns it together with us.
+        let both = apply(json!({"f:spec": {"f:podSelector": {}, "f:policyTypes": {}}}));
+        let found = live(json!({"metadata": {}, "spec": desired["spec"]}), json!([both, theirs]));
+        assert!(compare(&desired, &found).is_none());
     }
 
     #[test]

@@ -76,7 +76,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
     match concerns.blocked() {
         // A server that is away comes back without anybody telling: look often.
         Some(failure) if failure.class == Class::Permanent => Ok(Some(world.args.health_interval)),
-        Some(failure) => Err(failure),
+        Some(failure) => Err(Failure { class: Class::Waiting, ..failure }),
         None => Ok(sooner(counted, world.args.health_interval)),
     }
 }

@@ -53,7 +53,8 @@ impl Breaker {
         };
         let wait = away.until.saturating_duration_since(Instant::now());
         if !wait.is_zero() || state.probing {
-            let message = format!("{} (not tried again for {} ms)", away.why, wait.as_millis());
+            // The same words each time: they stand in conditions, which are written when they change.
+            let message = format!("{} (not tried again yet)", away.why);
             return Err(match away.why.class() {
                 ErrorClass::Permanent => Error::permanent(message),
                 ErrorClass::Transient | ErrorClass::Waiting => Error::transient(message),
@@ -102,7 +103,7 @@ mod tests {
         breaker.attempt().expect("closed at first").failed(&Error::transient("down"));
         let refused = breaker.attempt().expect_err("open");
         assert_eq!(refused.class(), ErrorClass::Transient);
-        assert!(refused.to_string().starts_with("down (not tried again for "), "{refused}");
+        assert!(refused.to_string().starts_with("down (not tried again yet"), "{refused}");
 
         let probe = loop {
             if let Ok(probe) = breaker.attempt() {

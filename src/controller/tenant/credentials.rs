@@ -51,6 +51,7 @@ pub(super) async fn publish(
     let cut = asked.as_deref().is_some_and(|value| value.starts_with(NOW));
     let suspended = case.effective.suspended;
     let mut wait = None;
+    let mut resumed = false;
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {
@@ -67,8 +68,13 @@ pub(super) async fn publish(
                 }
             }
             Login::InUse { .. } => None,
+            Login::Resumed => {
+                resumed = true;
+                None
+            }
         },
     };
+    let renewed = fresh.is_some() || resumed;
     match fresh {
         Some(issued) => {
             // A suspended tenant's logins are locked: there is nothing to log in with.
@@ -79,20 +85,17 @@ pub(super) async fn publish(
             let secret = secret(case, place, provisioned, &issued.username, &issued.password);
             case.world.cluster.apply_as(&secret, hash).await.map_err(credentials_failure)?;
             confirm(place, provisioned, &issued).await.map_err(credentials_failure)?;
-            if cut {
-                let server = &provisioned.connected.server;
-                let overlap = case.world.args.overlap();
-                server
-                    .close_logins(&place.database, Some(&place.id), overlap, Overlap::Cut)
-                    .await
-                    .map_err(credentials_failure)?;
-                refresh(place, provisioned).await.map_err(credentials_failure)?;
-            }
-            if let Some(value) = &asked {
-                report.set_rotated(value);
-            }
         }
         None => in_sync(case, place, provisioned, report).await?,
+    }
+    if renewed && cut {
+        let (server, overlap) = (&provisioned.connected.server, case.world.args.overlap());
+        let closed = server.close_logins(&place.database, Some(&place.id), overlap, Overlap::Cut).await;
+        closed.map_err(credentials_failure)?;
+        refresh(place, provisioned).await.map_err(credentials_failure)?;
+    }
+    if let Some(value) = asked.filter(|_| renewed) {
+        report.set_rotated(&value);
     }
     Ok(wait.or_else(|| next_rotation(case, provisioned)))
 }
@@ -101,6 +104,8 @@ pub(super) async fn publish(
 enum Login {
     /// The login in use, issued so long ago.
     InUse { age: Duration },
+    /// A fresh login, from a rotation that the operator's end interrupted.
+    Resumed,
     /// None, or one that the server doesn't know or soon won't.
     Unusable,
 }
@@ -119,7 +124,7 @@ async fn published_login(case: &Case<'_>, place: &Place, provisioned: &mut Provi
         LoginState::Pending => {
             provisioned.connected.server.login_published(&place.database, &place.id, login.slot).await?;
             refresh(place, provisioned).await?;
-            Ok(Login::InUse { age })
+            Ok(Login::Resumed)
         }
         LoginState::Closing => Ok(Login::Unusable),
     }
