@@ -193,6 +193,12 @@ impl Devcluster {
         self.programs.path(program)
     }
 
+    /// The folder of the Gateway API's custom resource definitions, for a ground that was
+    /// started without them.
+    pub fn gateway_api(&self) -> PathBuf {
+        self.programs.gateway_api()
+    }
+
     /// `kubectl` as the administrator.
     pub fn kubectl(&self) -> Command {
         self.command("kubectl")

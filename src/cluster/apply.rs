@@ -14,7 +14,7 @@ use tracing::info;
 use super::{
     children::{Children, Key, Observed, desired_hash},
     drift::{self, REPLICAS_MANAGER, compare, is_ours},
-    error::{Error, Result, is_conflict, is_not_found},
+    error::{Error, ErrorClass, Result, is_conflict, is_not_found},
 };
 use crate::{
     api::FIELD_MANAGER,
@@ -96,12 +96,12 @@ impl<S: Clone + PartialEq> Cluster<S> {
                         return Ok(Applied::Created);
                     }
                     Some(live) if is_ours(&live) => {}
-                    Some(_) => return Err(Error::Foreign { what: key.to_string() }),
+                    Some(_) => return Err(self.foreign(&key, &object.body)),
                 }
             }
             Observed::Changed(live) => {
                 if !is_ours(&live) {
-                    return Err(Error::Foreign { what: key.to_string() });
+                    return Err(self.foreign(&key, &object.body));
                 }
                 if compare(&object.body, &live).is_none() {
                     self.children.verified(&key, hash, &live);
@@ -122,14 +122,33 @@ impl<S: Clone + PartialEq> Cluster<S> {
             self.hand_over_replicas(key).await?;
         }
         let params = strict(PatchParams::apply(FIELD_MANAGER).force());
-        let applied = self.patch(key, "apply", &params, &Patch::Apply(body)).await?;
+        let applied = match self.patch(key, "apply", &params, &Patch::Apply(body)).await {
+            // What others added may not go together with what is ours: a second port without
+            // a name, say. Then it has to go first.
+            Err(error) if error.class() == ErrorClass::Permanent => {
+                let Some(live) = self.read(key).await? else { return Err(error) };
+                let operations = drift::overwrite(body, &live);
+                if operations.is_empty() {
+                    return Err(error);
+                }
+                self.edit(key, &live, operations).await?;
+                self.patch(key, "apply", &params, &Patch::Apply(body)).await?
+            }
+            other => other?,
+        };
         let additions = compare(body, &applied).additions;
         if additions.is_empty() {
             return Ok(applied);
         }
-        let version = applied.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
-        let mut operations = vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
-        operations.extend(additions.iter().map(|path| json!({"op": "remove", "path": path.pointer()})));
+        let operations = additions.iter().map(|path| json!({"op": "remove", "path": path.pointer()})).collect();
+        self.edit(key, &applied, operations).await
+    }
+
+    /// Changes an object if it is still this one.
+    async fn edit(&self, key: &Key, live: &Value, operations: Vec<Value>) -> Result<Value> {
+        let version = live.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+        let test = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
+        let operations = std::iter::once(test).chain(operations).collect();
         let operations = serde_json::from_value(Value::Array(operations))
             .map_err(|error| Error::timeout(format!("remove what was added to {key}: {error}")))?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
@@ -185,9 +204,15 @@ impl<S: Clone + PartialEq> Cluster<S> {
         let params = strict(PatchParams::apply(FIELD_MANAGER));
         match timed(&what, self.api(key).patch(&key.name, &params, &Patch::Apply(body))).await? {
             Ok(created) => serde_json::to_value(created).map_err(|error| Error::timeout(format!("{what}: {error}"))),
-            Err(error) if is_conflict(&error) => Err(Error::Foreign { what: key.to_string() }),
+            Err(error) if is_conflict(&error) => Err(self.foreign(key, body)),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
+    }
+
+    /// Somebody else has the name.
+    fn foreign(&self, key: &Key, desired: &Value) -> Error {
+        self.children.refused(key, desired);
+        Error::Foreign { what: key.to_string() }
     }
 
     async fn patch<B: serde::Serialize + std::fmt::Debug>(

@@ -95,6 +95,8 @@ struct Child<S> {
 struct Maps<S> {
     children: HashMap<Key, Child<S>>,
     by_owner: HashMap<Owner, BTreeSet<Key>>,
+    /// Who would have made an object, had somebody else not taken its name.
+    refused: HashMap<Key, Owner>,
 }
 
 /// The objects that the operator made, as the watches and its own writes tell.
@@ -106,7 +108,10 @@ pub struct Children<S> {
 impl<S: Clone + PartialEq> Children<S> {
     /// Knows nothing yet. `extract` picks what is to be known of an object's state.
     pub fn new(extract: Extract<S>) -> Self {
-        Self { maps: Mutex::new(Maps { children: HashMap::new(), by_owner: HashMap::new() }), extract }
+        Self {
+            maps: Mutex::new(Maps { children: HashMap::new(), by_owner: HashMap::new(), refused: HashMap::new() }),
+            extract,
+        }
     }
 
     /// Takes in what a watch tells of an object; returns whose reconcile has to look at it,
@@ -116,9 +121,14 @@ impl<S: Clone + PartialEq> Children<S> {
         let digest = digest(object);
         let state = (self.extract)(key.kind, object);
         let mut maps = self.lock();
+        let mut owner = Owner::of(object);
         if let Some(child) = maps.children.get_mut(key).filter(|child| child.uid == uid) {
             if version <= child.version {
                 return None;
+            }
+            // Whose it is stays, whatever somebody writes into its labels.
+            if child.ours {
+                owner.clone_from(&child.owner);
             }
             child.version = version;
             if child.digest == digest {
@@ -134,10 +144,9 @@ impl<S: Clone + PartialEq> Children<S> {
             verified: None,
             whole: serde_json::to_vec(object).ok().map(Vec::into_boxed_slice),
             ours: drift::is_ours(object),
-            owner: Owner::of(object),
+            owner: owner.clone(),
             state,
         };
-        let owner = child.owner.clone();
         maps.insert(key.clone(), child);
         owner
     }
@@ -148,7 +157,16 @@ impl<S: Clone + PartialEq> Children<S> {
         if uid.is_some_and(|uid| maps.children.get(key).is_none_or(|child| child.uid != uid)) {
             return None;
         }
-        maps.remove(key)
+        let refused = maps.refused.remove(key);
+        maps.remove(key).or(refused)
+    }
+
+    /// Takes in that the name of a desired object is taken by a foreign one: when that goes,
+    /// [`gone`](Self::gone) tells the owner of the desired one.
+    pub fn refused(&self, key: &Key, desired: &Value) {
+        if let Some(owner) = Owner::of(desired) {
+            self.lock().refused.insert(key.clone(), owner);
+        }
     }
 
     /// Takes in our own write: `object` is what it left of the desired object with this hash.

@@ -6,13 +6,16 @@
 //! Labels, annotations, finalizers and owner references of others stay.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::quantity::same_quantity;
 use crate::api::FIELD_MANAGER;
 
 /// The manager that holds a Deployment's replica count while it goes from us to an autoscaler.
 pub(super) const REPLICAS_MANAGER: &str = "tenantry-replicas";
+
+/// What `kubectl rollout restart` leaves in a pod template: a person asked for it, and to
+/// take it out would restart the pods once more.
+const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
 
 /// How an object differs from what it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,7 +70,25 @@ pub fn compare(desired: &Value, live: &Value) -> Drift {
     }
     additions.sort_unstable_by(|a, b| b.cmp(a));
     additions.dedup();
-    Drift { missing: !covers(desired, live, false), additions }
+    Drift { missing: !covers(desired, live), additions }
+}
+
+/// The operations of a JSON patch that take out what was added, where that can't be done
+/// after an apply: a list that something was added to becomes the desired one at once.
+pub(super) fn overwrite(desired: &Value, live: &Value) -> Vec<Value> {
+    let mut operations: Vec<Value> = Vec::new();
+    for path in compare(desired, live).additions {
+        let list = path.0.iter().take_while(|step| matches!(step, Step::Key(_))).cloned().collect();
+        let (list, whole) = (Path(list).pointer(), path.pointer());
+        let operation = match desired.pointer(&list) {
+            Some(wanted) if list != whole => json!({"op": "replace", "path": list, "value": wanted}),
+            _ => json!({"op": "remove", "path": whole}),
+        };
+        if !operations.contains(&operation) {
+            operations.push(operation);
+        }
+    }
+    operations
 }
 
 /// Whether anything of the object was set by us.
@@ -91,17 +112,16 @@ fn managed_fields(live: &Value) -> Vec<ManagedFieldsEntry> {
 }
 
 /// Whether every leaf of `desired` stands in `live`. Maps may have more; lists may not.
-fn covers(desired: &Value, live: &Value, quantities: bool) -> bool {
+/// (Quantities are compared as text: desired objects have them in the API server's own form.)
+fn covers(desired: &Value, live: &Value) -> bool {
     match (desired, live) {
-        (Value::Object(desired), Value::Object(live)) => desired.iter().all(|(key, wanted)| {
-            let quantities = quantities || holds_quantities(key);
-            live.get(key).map_or_else(|| is_empty(wanted), |found| covers(wanted, found, quantities))
-        }),
+        (Value::Object(desired), Value::Object(live)) => desired
+            .iter()
+            .all(|(key, wanted)| live.get(key).map_or_else(|| is_empty(wanted), |found| covers(wanted, found))),
         (Value::Array(desired), Value::Array(live)) => {
-            desired.len() == live.len()
-                && desired.iter().zip(live).all(|(wanted, found)| covers(wanted, found, quantities))
+            desired.len() == live.len() && desired.iter().zip(live).all(|(wanted, found)| covers(wanted, found))
         }
-        (wanted, found) => wanted == found || (quantities && same_quantity(wanted, found)),
+        (wanted, found) => wanted == found,
     }
 }
 
@@ -113,10 +133,6 @@ fn is_empty(value: &Value) -> bool {
         Value::Object(map) => map.values().all(is_empty),
         _ => false,
     }
-}
-
-fn holds_quantities(key: &str) -> bool {
-    matches!(key, "limits" | "requests" | "hard" | "default" | "defaultRequest" | "max" | "min" | "sizeLimit")
 }
 
 /// Walks an owner's fields (format FieldsV1) and notes those that `desired` doesn't have.
@@ -133,7 +149,7 @@ fn collect_additions(
         if path.is_empty() && step == Step::Key("status".into()) {
             continue;
         }
-        if !ours && step == Step::Key("metadata".into()) {
+        if !ours && (step == Step::Key("metadata".into()) || step == Step::Key(RESTARTED_AT.into())) {
             continue;
         }
         let wanted = desired.and_then(|desired| resolve(key, desired)).map(|(_, wanted)| wanted);
@@ -170,8 +186,6 @@ fn resolve<'v>(key: &str, value: &'v Value) -> Option<(Step, &'v Value)> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn live(mut live: Value, entries: Value) -> Value {
@@ -260,6 +274,43 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_others_changed_is_overwritten_as_a_whole() {
+        let desired = json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"externalIPs": ["203.0.113.7"], "ports": [{"port": 81, "protocol": "TCP"}]}}),
+            json!([entry(
+                "x",
+                json!({"f:spec": {
+                    "f:externalIPs": {},
+                    "f:ports": {"k:{\"port\":81,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}},
+                }})
+            )]),
+        );
+        let expected = [
+            json!({"op": "replace", "path": "/spec/ports", "value": desired["spec"]["ports"]}),
+            json!({"op": "remove", "path": "/spec/externalIPs"}),
+        ];
+        assert_eq!(overwrite(&desired, &found), expected);
+    }
+
+    #[test]
+    fn a_restart_that_a_person_asked_for_stays() {
+        let desired = json!({"spec": {"template": {"metadata": {"annotations": {"a": "1"}}}}});
+        let annotations = json!({"f:kubectl.kubernetes.io/restartedAt": {}, "f:spy": {}});
+        let found = live(
+            json!({"metadata": {}, "spec": {"template": {"metadata": {"annotations": {
+                "a": "1", "kubectl.kubernetes.io/restartedAt": "2026-11-01T00:00:00Z", "spy": "on",
+            }}}}}),
+            json!([entry(
+                "kubectl-rollout",
+                json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": annotations}}}})
+            )]),
+        );
+        let pointers: Vec<_> = compare(&desired, &found).additions.iter().map(Path::pointer).collect();
+        assert_eq!(pointers, ["/spec/template/metadata/annotations/spy"]);
+    }
+
+    #[test]
     fn status_and_subresources_are_left_alone() {
         let mut scale = entry("kcm", json!({"f:spec": {"f:replicas": {}}}));
         scale["subresource"] = json!("scale");
@@ -268,14 +319,6 @@ mod tests {
             json!([scale, entry("kcm", json!({"f:status": {"f:x": {}}}))]),
         );
         assert!(compare(&json!({"spec": {}}), &found).is_none());
-    }
-
-    #[test]
-    fn quantities_are_compared_by_value() {
-        let desired = json!({"resources": {"limits": {"cpu": "0.5", "memory": "1024Mi"}}});
-        let found = json!({"resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}});
-        assert!(compare(&desired, &found).is_none());
-        assert!(compare(&json!({"args": ["0.5"]}), &json!({"args": ["500m"]})).missing);
     }
 
     #[test]

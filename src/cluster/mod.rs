@@ -4,7 +4,6 @@ mod apply;
 mod children;
 mod drift;
 mod error;
-mod quantity;
 mod status;
 mod watch;
 

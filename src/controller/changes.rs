@@ -56,7 +56,7 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
             world.push_waiting();
         }
     }
-    if is_significant(change) && change.new.is_some() {
+    if change.new.is_some() && (is_significant(change) || lost_its_place(change)) {
         world.queues.tenants.push(&name);
     }
     let (old, new) = (change.old.as_deref(), change.new.as_deref());
@@ -76,6 +76,12 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
             world.queues.servers.push(server);
         },
     );
+}
+
+/// Whether somebody took a tenant's status away.
+fn lost_its_place(change: &Change<Tenant>) -> bool {
+    let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.pool.is_some());
+    change.old.as_ref().is_some_and(placed) && !change.new.as_ref().is_some_and(placed)
 }
 
 /// Tells `push` of what a tenant is counted by: before and after, where that differs.

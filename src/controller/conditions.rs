@@ -48,7 +48,7 @@ impl Concerns {
     /// `Ready` is false; `Stalled` where a person has to act, `Reconciling` elsewhere.
     pub(super) fn not_ready(failure: &Failure) -> Vec<Verdict> {
         let progress = match failure.class {
-            Class::Permanent => ConditionType::Stalled,
+            Class::Permanent | Class::Obstructed => ConditionType::Stalled,
             Class::Transient | Class::Waiting => ConditionType::Reconciling,
         };
         vec![

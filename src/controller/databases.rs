@@ -173,6 +173,13 @@ impl Connected {
         all.filter(|(_, record)| matches(record)).map(|(name, record)| (name.clone(), Arc::clone(record))).collect()
     }
 
+    /// Whether a plan has limits in a database, or a tenant there.
+    pub(super) fn uses_plan(&self, database: &str, plan: &str) -> bool {
+        self.lock().get(database).is_some_and(|index| {
+            index.limits.contains_key(plan) || index.tenants.values().any(|record| record.settings.plan == plan)
+        })
+    }
+
     /// Every record of one database that matches.
     pub(super) fn find_in(&self, database: &str, matches: impl Fn(&TenantRecord) -> bool) -> Vec<Arc<TenantRecord>> {
         let databases = self.lock();

@@ -15,8 +15,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(120);
 /// How long something that is on its way is waited for, at most, before it is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How long it takes until something is looked at again that a person has to change. What
-/// they change is seen at once; this is for changes that no watch tells of.
-const PERMANENT: Duration = Duration::from_secs(300);
+/// they change is seen at once; this is for changes that no watch tells of, such as a foreign
+/// object of the same name that goes.
+const PERMANENT: Duration = Duration::from_secs(30);
 
 /// How to react to a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) enum Class {
     Waiting,
     /// A person has to change something.
     Permanent,
+    /// A person has to take something away, which no watch may tell of.
+    Obstructed,
 }
 
 /// Why a reconcile could not finish.
@@ -56,7 +59,7 @@ impl Failure {
 impl From<cluster::Error> for Failure {
     fn from(error: cluster::Error) -> Self {
         let (class, reason) = match (&error, error.class()) {
-            (cluster::Error::Foreign { .. }, _) => (Class::Permanent, "ForeignObject"),
+            (cluster::Error::Foreign { .. }, _) => (Class::Obstructed, "ForeignObject"),
             (_, cluster::ErrorClass::Permanent) => (Class::Permanent, "ObjectRefused"),
             (_, cluster::ErrorClass::Waiting) => (Class::Waiting, "RightsPending"),
             (_, cluster::ErrorClass::Transient) => (Class::Transient, "ApiServerError"),
@@ -97,6 +100,7 @@ impl Backoff {
         let longest = match class {
             Class::Transient => LONGEST_RETRY,
             Class::Waiting => LONGEST_WAIT,
+            Class::Obstructed => return spread(LONGEST_WAIT, object, *count),
             Class::Permanent => return spread(PERMANENT, object, *count),
         };
         let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((*count - 1).min(16)));

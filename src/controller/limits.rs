@@ -66,9 +66,10 @@ pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failu
     let mut failure = None;
     for (_, connected) in world.databases.all() {
         for database in connected.names() {
-            let used = !connected.has_limits(&database, &name, &[])
-                || !connected.find_in(&database, |record| record.settings.plan == name).is_empty();
-            if !used || !pool_application(world, &connected, &database).is_some_and(|app| fits(plan, &app)) {
+            let fits = |application: std::sync::Arc<Application>| fits(plan, &application);
+            if !connected.uses_plan(&database, &name)
+                || !pool_application(world, &connected, &database).is_some_and(fits)
+            {
                 continue;
             }
             if let Err(error) = ensure(&connected, &database, plan).await {

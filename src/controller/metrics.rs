@@ -59,7 +59,7 @@ impl Metrics {
             None => "completed",
             Some(Class::Waiting) => "waiting",
             Some(Class::Transient) => "failed",
-            Some(Class::Permanent) => "refused",
+            Some(Class::Permanent | Class::Obstructed) => "refused",
         };
         self.reconciled.get_or_create(&Reconciled { kind: kind.to_owned(), result }).inc();
     }

@@ -26,13 +26,12 @@ mod world;
 pub use settings::OperatorArgs;
 
 use std::{
-    net::IpAddr,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use k8s_openapi::api::{core::v1::Namespace, discovery::v1::EndpointSlice};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, Resource, ResourceExt as _, runtime::reflector};
 use tracing::info;
 
@@ -89,6 +88,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
     let (pools, pools_writer) = reflector::store();
     let (secrets, secrets_writer) = reflector::store();
     let (config_maps, config_maps_writer) = reflector::store();
+    let (api_servers, api_servers_writer) = reflector::store();
     let (tenant_queue, tenant_requests) = Queue::new();
     let (plan_queue, plan_requests) = Queue::new();
     let (application_queue, application_requests) = Queue::new();
@@ -98,7 +98,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         settings: args.desired(),
         cluster: Cluster::new(client, Arc::new(Children::new(state::extract))),
         facts,
-        stores: Stores { tenants, plans, applications, servers, pools, secrets, config_maps },
+        stores: Stores { tenants, plans, applications, servers, pools, secrets, config_maps, api_servers },
         queues: Queues {
             tenants: tenant_queue,
             plans: plan_queue,
@@ -122,6 +122,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         pools: pools_writer,
         secrets: secrets_writer,
         config_maps: config_maps_writer,
+        api_servers: api_servers_writer,
     };
     let operator = Operator { world: Arc::clone(&world), synced: Arc::default() };
     let synced = Arc::clone(&operator.synced);
@@ -168,20 +169,8 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
 async fn facts(client: &Client) -> anyhow::Result<Facts> {
     let system = Api::<Namespace>::all(client.clone()).get_metadata("kube-system").await;
     let system = system.context("read namespace kube-system, whose UID tells this cluster from others")?;
-    let slices = Api::<EndpointSlice>::namespaced(client.clone(), "default");
-    let selector = kube::api::ListParams::default().labels("kubernetes.io/service-name=kubernetes");
-    let slices = slices.list(&selector).await.context("list the EndpointSlices of Service default/kubernetes")?;
-    let mut api_server = Vec::new();
-    for slice in slices {
-        for port in slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok()) {
-            let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter());
-            api_server.extend(addresses.filter_map(|address| Some((address.parse::<IpAddr>().ok()?, port))));
-        }
-    }
-    api_server.sort_unstable();
     Ok(Facts {
         cluster_id: system.metadata.uid.context("namespace kube-system has no UID")?,
-        api_server,
         http_routes: AtomicBool::new(false),
     })
 }

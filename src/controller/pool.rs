@@ -39,7 +39,6 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*pool) {
         return Ok(None);
     }
-    let name = pool.name_any();
     if pool.metadata.deletion_timestamp.is_some() {
         return finalize(&pool, &world).await;
     }
@@ -55,7 +54,7 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
             let (workload, database) =
                 tokio::join!(apply(&pool, &application, &server, &world), prepare(&pool, &application, &world));
             judge_database(&mut concerns, database);
-            judge_workload(&mut concerns, workload, &application, &name, &world);
+            judge_workload(&mut concerns, workload, &application, &pool, &world);
         }
         _ => concerns.fails(
             ConditionType::WorkloadReady,
@@ -82,7 +81,7 @@ fn judge_workload(
     concerns: &mut Concerns,
     workload: Result<bool, Failure>,
     application: &Application,
-    pool: &str,
+    pool: &Pool,
     world: &World,
 ) {
     match workload {
@@ -96,14 +95,21 @@ fn judge_workload(
                 ConditionType::NetworkDeclared,
                 Failure::waiting(
                     "NetworkNotDeclared",
-                    "no pod may reach the database: name its peers in the DatabaseServer's spec.network.to",
+                    format!(
+                        "no pod may reach the database: name its peers in spec.network.to of DatabaseServer {}",
+                        pool.spec.server
+                    ),
                 ),
             );
         }
         Err(failure) => concerns.fails(ConditionType::WorkloadReady, failure),
     }
-    let states: Vec<_> =
-        application.spec.components.iter().map(|component| state_of(world, pool, &component.name)).collect();
+    let states: Vec<_> = application
+        .spec
+        .components
+        .iter()
+        .map(|component| state_of(world, &pool.name_any(), &component.name))
+        .collect();
     match unavailable(&states) {
         None => concerns.holds(ConditionType::Available, "Available", "every component serves"),
         Some((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
@@ -133,7 +139,7 @@ async fn apply(
         server,
         shared: &shared,
         settings: &world.settings,
-        api_server: &world.facts.api_server,
+        api_server: &world.api_server(),
         held_replicas: &BTreeMap::new(),
     };
     let objects = pool_objects(&input).map_err(|faults| {
@@ -161,7 +167,8 @@ async fn apply(
         }
     }
     for key in world.cluster.children().of_owner(&Owner::Pool(name)) {
-        if !wanted.contains(&key) {
+        // A label may lie about whose an object is; its namespace doesn't.
+        if key.namespace.as_deref() == Some(namespace.as_str()) && !wanted.contains(&key) {
             world.cluster.delete(&key).await?;
         }
     }

@@ -91,17 +91,31 @@ fn sooner(next: Next, other: Duration) -> Next {
 /// Connects, unless that was done with the same settings; then asks how the server is.
 async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerInfo, Failure> {
     let name = server.name_any();
+    let refused = |error: crate::database::Error| {
+        let sqlstate = error.sqlstate().map(str::to_owned);
+        let mut failure = Failure::from(error);
+        // 28P01 and 28000: the login is refused; 3D000: there is no such database.
+        match sqlstate.as_deref() {
+            Some("28P01" | "28000") => {
+                let secret = &server.spec.admin.credentials_secret.name;
+                failure.message.push_str(&format!(": correct Secret {secret}"));
+            }
+            Some("3D000") => failure.message.push_str(": correct spec.admin.database"),
+            _ => {}
+        }
+        failure
+    };
     let (config, hash) = config(server, world)?;
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
         world.metrics.statements(&name, connected.server.statistics().statements);
-        return Ok(connected.check(world.args.health_interval).await?);
+        return connected.check(world.args.health_interval).await.map_err(refused);
     }
     let (ca_pem, sslmode) = match &config.tls {
         Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),
         Tls::Disable => (None, "disable"),
     };
     let connection = Server::new(config)?;
-    let info = connection.check().await?;
+    let info = connection.check().await.map_err(refused)?;
     let connected = Arc::new(Connected::new(connection, hash, info.clone(), ca_pem, sslmode));
     for database in connected.server.list_databases().await? {
         let ours = database.mark.as_ref().is_some_and(|mark| mark.cluster_id == world.facts.cluster_id);

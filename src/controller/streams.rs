@@ -2,7 +2,10 @@
 
 use std::{future::Future, sync::Arc};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Secret},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Resource,
     runtime::{reflector::store::Writer, watcher},
@@ -41,11 +44,12 @@ pub(super) struct Writers {
     pub(super) pools: Writer<Pool>,
     pub(super) secrets: Writer<Secret>,
     pub(super) config_maps: Writer<ConfigMap>,
+    pub(super) api_servers: Writer<EndpointSlice>,
 }
 
 /// Starts every watch. Returns once all that is there is known.
 pub(super) async fn start(world: &Arc<World>, writers: Writers) {
-    let Writers { tenants, plans, applications, servers, pools, secrets, config_maps } = writers;
+    let Writers { tenants, plans, applications, servers, pools, secrets, config_maps, api_servers } = writers;
     let client = world.cluster.client().clone();
     let own = |client: &kube::Client| (client.clone(), world.args.namespace.clone());
     let outages = changes::start_outages(world);
@@ -63,6 +67,10 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     spawn_reflect(world, Api::namespaced(client_of, &namespace), config_maps, |world, change: &Change<ConfigMap>| {
         changes::config_map_changed(world, &changes::name_of(change));
     });
+    let api = Api::namespaced(client.clone(), "default");
+    let of_api_server = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
+    let changed = Arc::clone(world);
+    tokio::spawn(reflect(api, of_api_server, api_servers, move |_| changed.push_pools(|_| true)));
     let stores = &world.stores;
     // An error means that a watch's task ended, which none does.
     let _ = tokio::join!(
@@ -72,6 +80,7 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
         stores.pools.wait_until_ready(),
         stores.secrets.wait_until_ready(),
         stores.config_maps.wait_until_ready(),
+        stores.api_servers.wait_until_ready(),
     );
     // Tenants last: what they refer to is known by then.
     spawn_reflect(world, Api::all(client.clone()), tenants, changes::tenant_changed);

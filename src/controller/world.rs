@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Secret},
+    discovery::v1::EndpointSlice,
+};
 use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::watch;
 
@@ -57,6 +60,8 @@ pub(super) struct Stores {
     pub(super) secrets: Store<Secret>,
     /// ConfigMaps of the operator's namespace.
     pub(super) config_maps: Store<ConfigMap>,
+    /// The endpoints of Service `default/kubernetes`.
+    pub(super) api_servers: Store<EndpointSlice>,
 }
 
 /// What is to be reconciled.
@@ -82,8 +87,6 @@ pub(super) struct AllStatuses {
 pub(super) struct Facts {
     /// UID of namespace kube-system: tells one cluster from another.
     pub(super) cluster_id: String,
-    /// Where the API server is reached.
-    pub(super) api_server: Vec<(IpAddr, u16)>,
     /// Whether the cluster serves HTTPRoutes.
     pub(super) http_routes: AtomicBool,
 }
@@ -197,6 +200,18 @@ impl World {
 
     pub(super) fn pool(&self, name: &str) -> Option<Arc<Pool>> {
         self.stores.pools.get(&ObjectRef::new(name))
+    }
+
+    /// Where the API server is reached: the addresses behind Service `default/kubernetes`.
+    pub(super) fn api_server(&self) -> Vec<(IpAddr, u16)> {
+        let mut found = BTreeSet::new();
+        for slice in self.stores.api_servers.state() {
+            for port in slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok()) {
+                let addresses = slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter());
+                found.extend(addresses.filter_map(|address| Some((address.parse::<IpAddr>().ok()?, port))));
+            }
+        }
+        found.into_iter().collect()
     }
 
     /// A Secret of the operator's namespace.

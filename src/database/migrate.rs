@@ -139,12 +139,10 @@ fn pending<'a>(applied: &[AppliedMigration], files: &'a [Migration]) -> Result<V
 /// refuses COMMIT and ROLLBACK, so it can't end the transaction that the record is part of.
 fn transaction(id: &TenantId, file: &Migration, lock_timeout: u128) -> String {
     let block = format!("BEGIN EXECUTE {}; END", literal(&file.sql));
-    let own = format!(
-        "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_shdepend WHERE refclassid = 'pg_catalog.pg_authid'::regclass \
+    let own = "BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_shdepend WHERE refclassid = 'pg_catalog.pg_authid'::regclass \
          AND refobjid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user) AND deptype = 'o') THEN \
          RAISE EXCEPTION 'it made something that does not belong to the tenant''s owner; remove SET ROLE and RESET ROLE' \
-         USING ERRCODE = '42501'; END IF; END"
-    );
+         USING ERRCODE = '42501'; END IF; END";
     format!(
         "BEGIN; RESET ALL; SET LOCAL ROLE {owner}; SET LOCAL search_path = {schema}, tenantry; \
          SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = {lock_timeout};\nDO {block};\nDO {own};\n\
@@ -152,7 +150,7 @@ fn transaction(id: &TenantId, file: &Migration, lock_timeout: u128) -> String {
         owner = ident(&id.owner()),
         schema = ident(id.schema()),
         block = literal(&block),
-        own = literal(&own),
+        own = literal(own),
         name = literal(&file.name),
         checksum = literal(&file.checksum),
     )

@@ -20,9 +20,9 @@ use super::tls::{Connector, explain};
 use super::types::Statistics;
 
 /// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
-const LIFETIME: Duration = Duration::from_mins(10);
+const LIFETIME: Duration = Duration::from_secs(600);
 /// For the few statements that make or drop a whole database.
-const LONG: Duration = Duration::from_mins(5);
+const LONG: Duration = Duration::from_secs(300);
 
 pub(super) struct Pool {
     pub(super) config: ServerConfig,

@@ -39,7 +39,7 @@ const SELF: &str = "
            has_schema_privilege('tenantry', 'CREATE')
              OR has_function_privilege('tenantry.count_usage(text, bigint, bigint, text, text)', 'EXECUTE'),
            ARRAY(SELECT d.datname::text FROM pg_database d
-                  WHERE d.datdba = to_regrole('tenantry_owner') AND d.datname <> current_database()
+                  WHERE d.datallowconn AND d.datdba = to_regrole('tenantry_owner') AND d.datname <> current_database()
                     AND has_database_privilege(d.oid, 'CONNECT') ORDER BY 1),
            ARRAY(SELECT d.datname::text FROM pg_database d
                   WHERE d.datallowconn AND d.datdba <> to_regrole('tenantry_owner')

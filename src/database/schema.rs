@@ -1,10 +1,11 @@
 //! Databases: made, marked, closed to strangers, and their schema `tenantry` kept up to date.
 
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use super::error::{Error, Result};
 use super::pool::Connection;
-use super::server::{OWNER, Server};
+use super::server::{AdminFacts, KEEPER, OWNER, Server};
 use super::sql::{Script, ident, literal};
 use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
 
@@ -50,13 +51,16 @@ impl Server {
     /// cluster's operator, or nobody, made is a permanent error and stays as it is.
     pub async fn ensure_database(&self, spec: &DatabaseSpec) -> Result<()> {
         spec.validate()?;
+        // Before a connection is held: nothing here holds one and asks for another.
+        let facts = self.facts().await?;
         let mut connection = match self.connect(&spec.name).await {
             Ok(connection) => connection,
             // 42501: somebody else's database, which the admin may not even enter.
             Err(error) if error.sqlstate() == Some("42501") => {
                 return Err(error.explained(foreign(&spec.name, "it belongs to somebody else")));
             }
-            Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {
+            // 3D000: it isn't there. 55000: it accepts no connections, for instance not yet.
+            Err(error) if matches!(error.sqlstate(), Some("3D000" | "55000")) => {
                 self.create_database(spec).await?;
                 self.connect(&spec.name).await?
             }
@@ -64,7 +68,7 @@ impl Server {
         };
         let mut installed = installed_version(&mut connection, spec).await?;
         if installed == 0 {
-            match self.install(&mut connection, spec).await {
+            match install(&mut connection, spec, &facts).await {
                 // Another operator was faster; its mark says which.
                 Err(error) if error.is(&SqlState::DUPLICATE_SCHEMA) => {}
                 other => other?,
@@ -112,6 +116,8 @@ impl Server {
                 }
             }
             Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {}
+            // Only begun: nobody was ever in it.
+            Err(error) if error.sqlstate() == Some("55000") && self.is_begun(name).await? => {}
             Err(error) => return Err(error),
         }
         self.pool.leave(name);
@@ -123,106 +129,102 @@ impl Server {
         Ok(())
     }
 
-    /// The role that owns everything of the operator's, and the admin's way to it.
-    async fn ensure_owner(&self, admin: &mut Connection) -> Result<()> {
+    /// The roles that the operator needs on a server, and the admin's way to them.
+    async fn ensure_owner(&self) -> Result<()> {
         let facts = self.facts().await?;
-        let doing = "can't make role tenantry_owner";
+        let mut admin = self.admin().await?;
         let query = "
-            SELECT r.rolcanlogin OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
-                   OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid),
+            SELECT r.rolname::text,
+                   r.rolcanlogin OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls
+                   OR EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid AND r.rolname = 'tenantry_owner'),
                    pg_has_role(r.oid, 'USAGE')
-              FROM pg_roles r WHERE r.rolname = 'tenantry_owner'";
-        let rows = admin.query(doing, query, &[]).await?;
-        let (weak, ours): (bool, bool) = match rows.first() {
-            Some(row) => (row.get(0), row.get(1)),
-            None => {
-                let mut script = Script::new();
-                script.add(format!("CREATE ROLE {OWNER} NOLOGIN")).add(facts.take(OWNER));
-                match admin.run_unfenced(doing, &script).await {
-                    Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => {
-                        return Err(Error::transient(error.to_string()));
-                    }
-                    other => other.map(drop)?,
-                }
-                return Ok(());
-            }
-        };
-        if weak {
-            return Err(Error::permanent(
-                "role tenantry_owner has a login, an attribute or a membership; it must have none: take them away from it",
-            ));
+              FROM pg_roles r WHERE r.rolname IN ('tenantry_owner', 'tenantry_keeper')";
+        let rows = admin.query("can't look at role tenantry_owner", query, &[]).await?;
+        let find = |name: &str| rows.iter().find(|row| row.get::<_, &str>(0) == name);
+        let mut script = Script::new();
+        if !facts.splits_memberships() && find(KEEPER).is_none() {
+            script.add(format!("CREATE ROLE {KEEPER} NOLOGIN NOINHERIT"));
         }
-        if !ours {
-            let mut script = Script::new();
-            script.add(facts.take(OWNER));
-            admin.run_unfenced(doing, &script).await.map_err(|error| {
+        if !facts.splits_memberships() && !facts.oversees_all {
+            script.add(format!("GRANT pg_signal_backend, pg_read_all_stats TO {}", ident(&facts.name)));
+        }
+        let own = match find(OWNER) {
+            None => {
+                script.add(format!("CREATE ROLE {OWNER} NOLOGIN"));
+                false
+            }
+            Some(row) if row.get(1) => {
+                return Err(Error::permanent(
+                    "role tenantry_owner has a login, an attribute or a membership; it must have none: take them away from it",
+                ));
+            }
+            Some(row) => row.get(2),
+        };
+        if !own {
+            // For good, unlike a tenant's roles: it is only one.
+            script.add(if facts.splits_memberships() {
+                facts.borrow(OWNER)
+            } else {
+                format!("{} WITH ADMIN OPTION", facts.borrow(OWNER))
+            });
+        }
+        if script.is_empty() {
+            return Ok(());
+        }
+        admin.run_unfenced("can't make role tenantry_owner", &script).await.map(drop).map_err(|error| {
+            if error.is(&SqlState::DUPLICATE_OBJECT) || error.is(&SqlState::UNIQUE_VIOLATION) {
+                // Another database is being made at the same time.
+                Error::transient(error.to_string())
+            } else if error.sqlstate() == Some("42501") {
                 error.explained(format!(
                     "the admin {:?} is not a member of role tenantry_owner, which exists: run GRANT tenantry_owner TO {} WITH ADMIN OPTION",
                     facts.name,
                     ident(&facts.name)
                 ))
-            })?;
-        }
-        Ok(())
-    }
-
-    async fn create_database(&self, spec: &DatabaseSpec) -> Result<()> {
-        let mut admin = self.admin().await?;
-        self.ensure_owner(&mut admin).await?;
-        let name = ident(&spec.name);
-        // From template0: nothing that somebody left in template1 becomes every tenant's.
-        let create = format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'");
-        match admin.run_alone("can't make the database", &create).await {
-            Err(error) if error.is(&SqlState::DUPLICATE_DATABASE) => {}
-            other => other?,
-        }
-        let mut script = Script::new();
-        script.add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"));
-        admin.run_unfenced("can't close the database to PUBLIC", &script).await?;
-        Ok(())
-    }
-
-    /// Makes schema `tenantry` and everything around it in one transaction, so that it is there
-    /// whole and marked, or not at all.
-    async fn install(&self, connection: &mut Connection, spec: &DatabaseSpec) -> Result<()> {
-        let facts = self.facts().await?;
-        let role = tenants_role(&spec.name);
-        let (name, tenants, mark) = (ident(&spec.name), ident(&role), spec.mark().comment());
-        let mut script = Script::new();
-        script
-            .add(format!("CREATE ROLE {tenants} NOLOGIN"))
-            .add(facts.take(&tenants))
-            .add(format!("COMMENT ON ROLE {tenants} IS {}", literal(&mark)))
-            .add(format!("SET LOCAL ROLE {OWNER}"))
-            .add(format!("CREATE SCHEMA tenantry AUTHORIZATION {OWNER}"))
-            .add("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC");
-        for version in VERSIONS {
-            script.add(version);
-        }
-        script
-            .add(privileges(&role))
-            .add(format!(
-                "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
-                literal(&spec.cluster_id),
-                literal(spec.purpose.kind()),
-                literal(spec.purpose.object()),
-                literal(&role),
-                VERSIONS.len()
-            ))
-            .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
-            .add(format!("GRANT CONNECT ON DATABASE {name} TO {tenants}"))
-            .add(format!("COMMENT ON DATABASE {name} IS {}", literal(&mark)))
-            // PostgreSQL's own schema public belongs to the database's owner.
-            .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
-        connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
-            if error.is(&SqlState::DUPLICATE_OBJECT) {
-                error.explained(format!(
-                    "role {role:?} exists already and is nobody's record: drop it, or choose another database name"
-                ))
             } else {
                 error
             }
-        })
+        })?;
+        drop(admin);
+        // What the admin may do has changed.
+        self.check().await.map(drop)
+    }
+
+    /// Makes a database, or finishes one that was only begun. It opens when nobody but its owner has
+    /// a privilege on it: not for a moment can anybody else enter.
+    async fn create_database(&self, spec: &DatabaseSpec) -> Result<()> {
+        self.ensure_owner().await?;
+        let name = ident(&spec.name);
+        // From template0: nothing that somebody left in template1 becomes every tenant's.
+        let create =
+            format!("CREATE DATABASE {name} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8' ALLOW_CONNECTIONS false");
+        match self.admin().await?.run_alone("can't make the database", &create).await {
+            Err(error) if error.is(&SqlState::DUPLICATE_DATABASE) => {}
+            other => other?,
+        }
+        if self.is_begun(&spec.name).await? {
+            let mut script = Script::new();
+            script
+                .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+                .add(format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"));
+            self.admin().await?.run_unfenced("can't close the database to PUBLIC", &script).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a database of `tenantry_owner` was made and not yet marked.
+    async fn is_begun(&self, name: &str) -> Result<bool> {
+        let rows = self
+            .admin()
+            .await?
+            .query(
+                "can't look at the database",
+                "SELECT datdba = to_regrole('tenantry_owner') AND shobj_description(oid, 'pg_database') IS NULL
+                   FROM pg_database WHERE datname::text = $1",
+                &[(&name, Type::TEXT)],
+            )
+            .await?;
+        Ok(rows.first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)))
     }
 
     async fn upgrade(&self, connection: &mut Connection, spec: &DatabaseSpec, installed: usize) -> Result<()> {
@@ -330,4 +332,46 @@ async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> 
         return Ok(0);
     }
     Err(Error::permanent(foreign(&spec.name, "it has no record of an owner")))
+}
+
+/// Makes schema `tenantry` and everything around it in one transaction, so that it is there
+/// whole and marked, or not at all.
+async fn install(connection: &mut Connection, spec: &DatabaseSpec, facts: &AdminFacts) -> Result<()> {
+    let role = tenants_role(&spec.name);
+    let (name, tenants, mark) = (ident(&spec.name), ident(&role), spec.mark().comment());
+    let mut script = Script::new();
+    script
+        .add(format!("CREATE ROLE {tenants} NOLOGIN"))
+        .add_some(facts.keep(&tenants))
+        .add(format!("COMMENT ON ROLE {tenants} IS {}", literal(&mark)))
+        .add(format!("SET LOCAL ROLE {OWNER}"))
+        .add(format!("CREATE SCHEMA tenantry AUTHORIZATION {OWNER}"))
+        .add("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC");
+    for version in VERSIONS {
+        script.add(version);
+    }
+    script
+        .add(privileges(&role))
+        .add(format!(
+            "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
+            literal(&spec.cluster_id),
+            literal(spec.purpose.kind()),
+            literal(spec.purpose.object()),
+            literal(&role),
+            VERSIONS.len()
+        ))
+        .add(format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC"))
+        .add(format!("GRANT CONNECT ON DATABASE {name} TO {tenants}"))
+        .add(format!("COMMENT ON DATABASE {name} IS {}", literal(&mark)))
+        // PostgreSQL's own schema public belongs to the database's owner.
+        .add("REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    connection.run_unfenced("can't make schema tenantry", &script).await.map(drop).map_err(|error| {
+        if error.is(&SqlState::DUPLICATE_OBJECT) {
+            error.explained(format!(
+                "role {role:?} exists already and is nobody's record: drop it, or choose another database name"
+            ))
+        } else {
+            error
+        }
+    })
 }

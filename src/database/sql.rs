@@ -46,6 +46,12 @@ impl Script {
         self
     }
 
+    /// Adds a statement where there is one.
+    pub(super) fn add_some(&mut self, statement: Option<String>) -> &mut Self {
+        self.statements.extend(statement);
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.statements.is_empty()
     }

@@ -4,7 +4,7 @@
 //! Four statements look, one transaction repairs. What they saw may have changed by then, so a
 //! repair of a role takes hold only if the rows that it was judged by are still the same.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Deserialize;
 use tokio_postgres::Row;
@@ -15,108 +15,18 @@ use super::logins::close_where;
 use super::pool::Connection;
 use super::roles::{LoginShape, memberships};
 use super::schema::{privileges, tenants_role};
-use super::server::{AdminFacts, OWNER, Server};
+use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, literal};
+use super::tenants::logins_of;
 use super::types::{Finding, SweepReport, TenantSettings};
 
-/// Every role that a tenant should have, with what it is like and what it should be judged by.
-const ROLES: &str = "
-    SELECT t.id, t.id || s.suffix, t.state, t.suspended, t.connection_limit, t.temp_file_limit_kb,
-           t.statement_timeout_ms, t.max_transaction_ms, l.state, t.xmin::text || '/' || coalesce(l.xmin::text, ''),
-           r.oid IS NOT NULL, coalesce(r.rolcanlogin, false), coalesce(r.rolconnlimit, -1),
-           coalesce(r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls, false),
-           coalesce(r.rolinherit, true), shobj_description(r.oid, 'pg_authid'),
-           (SELECT jsonb_agg(jsonb_build_object('database', d.datname, 'settings', c.setconfig))
-              FROM pg_db_role_setting c LEFT JOIN pg_database d ON d.oid = c.setdatabase WHERE c.setrole = r.oid),
-           n.oid IS NOT NULL AND n.nspowner = o.oid
-      FROM tenantry.tenant t
-     CROSS JOIN (VALUES ('_app_a'), ('_app_b'), ('_mig'), ('_rw'), ('_owner')) AS s (suffix)
-      LEFT JOIN tenantry.login l ON l.name = t.id || s.suffix
-      LEFT JOIN pg_roles r ON r.rolname = t.id || s.suffix
-      LEFT JOIN pg_roles o ON o.rolname = t.id || '_owner'
-      LEFT JOIN pg_namespace n ON n.nspname = CASE t.state WHEN 'Live' THEN t.id ELSE 'd_' || t.id END
-     WHERE t.state IN ('Live', 'Retained') ORDER BY 2";
+const ROLES: &str = include_str!("sql/sweep_roles.sql");
 
-/// Memberships in the tenants' roles and of them. The admin's own, and a superuser's, are theirs.
-const MEMBERSHIPS: &str = "
-    WITH role AS (
-        SELECT r.oid FROM tenantry.tenant t
-         CROSS JOIN (VALUES ('_app_a'), ('_app_b'), ('_mig'), ('_rw'), ('_owner')) AS s (suffix)
-          JOIN pg_roles r ON r.rolname = t.id || s.suffix
-        UNION ALL SELECT r.oid FROM tenantry.database d JOIN pg_roles r ON r.rolname = d.tenants_role
-        UNION ALL SELECT to_regrole('tenantry_owner')::oid
-    )
-    SELECT r.rolname::text, m.rolname::text, coalesce(g.rolname::text, ''), a.admin_option
-      FROM pg_auth_members a
-      JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles g ON g.oid = a.grantor
-     WHERE (a.roleid IN (SELECT oid FROM role) OR a.member IN (SELECT oid FROM role))
-       AND m.rolname <> current_user AND NOT m.rolsuper ORDER BY 1, 2";
+const MEMBERSHIPS: &str = include_str!("sql/sweep_memberships.sql");
 
-/// Privileges that nobody should have: on tenants' schemas and large objects, on the database, on
-/// schema public, and on all that is tenantry's. As (tenant, kind, object, privilege, grantee),
-/// the grantee NULL for PUBLIC.
-const GRANTS: &str = "
-    WITH us AS (SELECT to_regrole('tenantry_owner')::oid AS owner, r.oid AS tenants, d.tenants_role
-                  FROM tenantry.database d JOIN pg_roles r ON r.rolname = d.tenants_role),
-    own AS (SELECT c.oid, c.relname, c.relkind, c.relacl, c.relowner FROM pg_class c
-             WHERE c.relnamespace = to_regnamespace('tenantry') AND c.relkind IN ('r', 'p', 'v', 'm', 'S')),
-    found (tenant, kind, object, privilege, grantee) AS (
-        SELECT t.id, 'SCHEMA', n.nspname::text, a.privilege_type, a.grantee
-          FROM tenantry.tenant t
-          JOIN pg_namespace n ON n.nspname IN (t.id, 'd_' || t.id)
-          JOIN pg_roles o ON o.rolname = t.id || '_owner' JOIN pg_roles w ON w.rolname = t.id || '_rw'
-         CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
-         WHERE a.grantee <> o.oid AND (a.grantee <> w.oid OR a.privilege_type <> 'USAGE' OR a.is_grantable)
-        UNION ALL
-        SELECT NULL, 'DATABASE', d.datname::text, a.privilege_type, a.grantee
-          FROM us, pg_database d CROSS JOIN LATERAL aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
-         WHERE d.datname = current_database() AND a.grantee <> us.owner
-           AND (a.grantee <> us.tenants OR a.privilege_type <> 'CONNECT' OR a.is_grantable)
-        UNION ALL
-        SELECT NULL, 'SCHEMA', n.nspname::text, a.privilege_type, a.grantee
-          FROM us, pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
-         WHERE n.nspname IN ('tenantry', 'public') AND a.grantee NOT IN (us.owner, n.nspowner)
-           AND (n.nspname = 'public' OR a.grantee <> us.tenants OR a.privilege_type <> 'USAGE' OR a.is_grantable)
-        UNION ALL
-        SELECT NULL, CASE own.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, 'tenantry.' || quote_ident(own.relname),
-               a.privilege_type, a.grantee
-          FROM us, own CROSS JOIN LATERAL aclexplode(own.relacl) AS a WHERE a.grantee <> us.owner
-        UNION ALL
-        SELECT NULL, 'TABLE', 'tenantry.' || quote_ident(own.relname), a.privilege_type, a.grantee
-          FROM us, own JOIN pg_attribute c ON c.attrelid = own.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
-         WHERE a.grantee <> us.owner
-        UNION ALL
-        SELECT NULL, 'FUNCTION', p.oid::regprocedure::text, a.privilege_type, a.grantee
-          FROM us, pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
-         WHERE p.pronamespace = to_regnamespace('tenantry') AND a.grantee <> us.owner
-           AND (a.grantee <> us.tenants OR a.is_grantable
-                OR p.proname NOT IN ('record_usage', 'record_usages', 'set_usage', 'my_limits', 'record_migration'))
-        UNION ALL
-        SELECT t.id, 'LARGE OBJECT', b.oid::text, a.privilege_type, a.grantee
-          FROM pg_largeobject_metadata b CROSS JOIN LATERAL aclexplode(b.lomacl) AS a
-          JOIN pg_roles o ON o.oid = b.lomowner JOIN tenantry.tenant t ON o.rolname LIKE t.id || '\\_%'
-         WHERE b.lomacl IS NOT NULL AND a.grantee <> b.lomowner
-           AND NOT EXISTS (SELECT FROM pg_roles g WHERE g.oid = a.grantee AND g.rolname LIKE t.id || '\\_%')
-    )
-    SELECT DISTINCT f.tenant, f.kind, f.object, f.privilege, g.rolname::text
-      FROM found f LEFT JOIN pg_roles g ON g.oid = f.grantee
-     WHERE f.grantee = 0 OR NOT g.rolsuper ORDER BY 1, 2, 3, 4, 5";
+const GRANTS: &str = include_str!("sql/sweep_grants.sql");
 
-/// Privileges that somebody should have and has not, as (tenant, what): of a tenant's runtime role
-/// on its schema, and of all tenants on the functions.
-const MISSING: &str = "
-    SELECT t.id, n.nspname::text FROM tenantry.tenant t JOIN pg_namespace n ON n.nspname = t.id
-      JOIN pg_roles w ON w.rolname = t.id || '_rw'
-     WHERE t.state = 'Live' AND NOT has_schema_privilege(w.oid, n.oid, 'USAGE')
-    UNION ALL
-    SELECT NULL, f FROM tenantry.database d,
-           unnest(ARRAY['record_usage(text, bigint, text)', 'record_usages(text[], bigint[], text)',
-                        'set_usage(text, bigint, text)', 'my_limits()', 'record_migration(text, text)']) AS f
-     WHERE NOT has_function_privilege(d.tenants_role, 'tenantry.' || f, 'EXECUTE')
-    UNION ALL
-    SELECT NULL, 'CONNECT' FROM tenantry.database d
-     WHERE NOT has_database_privilege(d.tenants_role, current_database(), 'CONNECT')
-        OR NOT has_schema_privilege(d.tenants_role, 'tenantry', 'USAGE')";
+const MISSING: &str = include_str!("sql/sweep_missing.sql");
 
 impl Server {
     /// Compares roles, their settings and memberships, and privileges with the records, for all
@@ -291,19 +201,23 @@ impl Sweep<'_> {
                 missing.insert((membership.role, membership.member), (id.clone(), grant));
             }
         }
-        let expected: BTreeSet<(String, String)> = missing.keys().cloned().collect();
+        let expected: HashSet<(String, String)> = missing.keys().cloned().collect();
+        let ids: HashSet<&TenantId> = tenants.iter().collect();
         for row in &rows {
             let (role, member, grantor): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let (key, admin) = ((role, member), row.get::<_, bool>(3));
             missing.remove(&key);
             let (role, member) = key;
             let known = expected.contains(&(role.clone(), member.clone()));
-            let id = tenants.iter().find(|id| id.roles().contains(&role) || id.roles().contains(&member)).cloned();
-            // What belongs to a tenant that is just being made or dropped is not judged here.
-            if known && !admin || !known && id.is_none() && role != OWNER && member != OWNER {
+            let of_role = tenant_of(&role).filter(|_| row.get(4));
+            let of_member = tenant_of(&member).filter(|_| row.get(5));
+            // Of a tenant that is just being made or dropped nothing is judged here.
+            let changing = [&of_role, &of_member].into_iter().flatten().any(|id| !ids.contains(id));
+            if known && !admin || changing {
                 continue;
             }
-            let by = if self.facts.version >= 160_000 && !grantor.is_empty() {
+            let id = of_role.or(of_member);
+            let by = if self.facts.splits_memberships() && !grantor.is_empty() {
                 format!(" GRANTED BY {}", ident(&grantor))
             } else {
                 String::new()
@@ -337,9 +251,24 @@ impl Sweep<'_> {
                 _ => object,
             };
             let to = grantee.as_deref().map_or_else(|| "PUBLIC".to_owned(), ident);
-            self.script.add(format!("REVOKE {privilege} ON {kind} {object} FROM {to} CASCADE"));
+            let revoke = format!("REVOKE {privilege} ON {kind} {object} FROM {to} CASCADE");
+            self.as_owner(row.get::<_, Option<&str>>(5), revoke);
         }
         Ok(())
+    }
+
+    /// A statement for which the admin has to be a member of what owns the object.
+    fn as_owner(&mut self, owner: Option<&str>, statement: String) {
+        let Some(owner) = owner else {
+            self.script.add(statement);
+            return;
+        };
+        let name = ident(owner);
+        self.script.add(self.facts.borrow(&name)).add(statement).add(self.facts.give_back(&name));
+        // On 16 this took away the membership that lets the admin end a login's sessions.
+        if tenant_of(owner).is_some_and(|id| logins_of(&id).iter().any(|login| login == owner)) {
+            self.script.add_some(self.facts.oversee(&name));
+        }
     }
 
     async fn missing(&mut self, connection: &mut Connection) -> Result<()> {
@@ -353,7 +282,8 @@ impl Sweep<'_> {
         }
         for id in usage {
             self.repaired(Some(&id), format!("{} had no USAGE on its schema", id.runtime()));
-            self.script.add(format!("GRANT USAGE ON SCHEMA {} TO {}", ident(id.schema()), ident(&id.runtime())));
+            let grant = format!("GRANT USAGE ON SCHEMA {} TO {}", ident(id.schema()), ident(&id.runtime()));
+            self.as_owner(Some(&id.owner()), grant);
         }
         if !own.is_empty() {
             self.repaired(None, format!("tenants lacked privileges: {}", own.join(", ")));
@@ -363,6 +293,11 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
+
+/// The tenant that a role is one of, by its name.
+fn tenant_of(role: &str) -> Option<TenantId> {
+    role.get(..14)?.parse().ok()
 }
 
 /// A statement that runs only if the rows by which it was found to be needed are as they were.

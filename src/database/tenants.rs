@@ -133,11 +133,13 @@ fn creation(database: &str, spec: &TenantSpec, facts: &AdminFacts, password: &Pa
         ))
         .add(format!("CREATE ROLE {} NOLOGIN CONNECTION LIMIT {limit}", ident(&id.login(Slot::B))))
         .add(format!("CREATE ROLE {} NOLOGIN CONNECTION LIMIT {MIGRATOR_CONNECTIONS}", ident(&id.migrator())))
-        .add(facts.take(&idents(id.roles())));
+        .add_some(facts.keep(&idents(id.roles())))
+        .add_some(facts.oversee(&idents(logins_of(id))));
     for membership in memberships(id, &tenants_role(database)) {
         script.add(membership.grant(facts));
     }
     script
+        .add(facts.borrow(&owner))
         // Never IF NOT EXISTS: a schema that is there already is somebody's.
         .add(format!("CREATE SCHEMA {schema} AUTHORIZATION {owner}"))
         .add(format!("GRANT USAGE ON SCHEMA {schema} TO {runtime}"));
@@ -149,6 +151,7 @@ fn creation(database: &str, spec: &TenantSpec, facts: &AdminFacts, password: &Pa
         .add(format!("{defaults} IN SCHEMA {schema} GRANT USAGE, SELECT ON SEQUENCES TO {runtime}"))
         .add(format!("{defaults} IN SCHEMA {schema} GRANT EXECUTE ON FUNCTIONS TO {runtime}"))
         .add(format!("{defaults} IN SCHEMA {schema} GRANT USAGE ON TYPES TO {runtime}"));
+    script.add(facts.give_back(&owner));
     for shape in LoginShape::of(id, &settings, facts) {
         for statement in shape.set_first(database) {
             script.add(statement);

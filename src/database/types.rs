@@ -310,7 +310,7 @@ pub struct OverlapTimes {
 impl Default for OverlapTimes {
     /// 5 minutes of quiet, an hour at most.
     fn default() -> Self {
-        Self { quiet: Duration::from_mins(5), max: Duration::from_hours(1) }
+        Self { quiet: Duration::from_secs(300), max: Duration::from_secs(3600) }
     }
 }
 

@@ -5,9 +5,13 @@ mod sweep;
 
 mod isolation;
 mod lifecycle;
+mod limits;
 mod migrations;
+mod ownership;
 mod probes;
+mod proof;
 mod proxy;
+mod resume;
 mod rotation;
 mod server;
 mod usage;

@@ -209,7 +209,7 @@ pub(crate) fn settings(plan: &str) -> TenantSettings {
         connection_limit: 40,
         temp_file_limit: Some(1 << 20),
         statement_timeout: Some(Duration::from_secs(30)),
-        max_transaction: Some(Duration::from_mins(1)),
+        max_transaction: Some(Duration::from_secs(60)),
         period_anchor: Timestamp::UNIX_EPOCH,
         time_zone: "UTC".to_owned(),
     }

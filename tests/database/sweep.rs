@@ -30,6 +30,10 @@ async fn what_was_changed_is_put_right_and_reported() {
     let migrator = ground.migrator(&acme).await;
     let client = ground.client(&acme.login).await;
     let superuser = ground.superuser().await;
+    // A login of a person's, and a tenant of another database of the operator's.
+    let other = Ground::on(&postgres, "other").await;
+    let elsewhere = other.tenant("elsewhere").await.id;
+    superuser.batch_execute("CREATE ROLE stranger LOGIN").await.expect("made");
     ground.server.sweep(db).await.expect("the test's own opening of the migration login is repaired");
 
     let granted = |what: &str| format!("SELECT {what}");
@@ -103,6 +107,24 @@ async fn what_was_changed_is_put_right_and_reported() {
             format!("GRANT {b}_owner TO {a}_rw"),
             granted(&format!("pg_has_role('{a}_rw', '{b}_owner', 'MEMBER')")),
             "was a member of",
+        ),
+        (
+            &superuser,
+            format!("GRANT {db}_tenants TO stranger"),
+            granted(&format!("pg_has_role('stranger', '{db}_tenants', 'MEMBER')")),
+            "stranger was a member of",
+        ),
+        (
+            &superuser,
+            format!("GRANT {db}_tenants TO {elsewhere}_rw"),
+            granted(&format!("pg_has_role('{elsewhere}_rw', '{db}_tenants', 'MEMBER')")),
+            "was a member of",
+        ),
+        (
+            &superuser,
+            "GRANT pg_read_all_data TO tenantry_owner".to_owned(),
+            granted("pg_has_role('tenantry_owner', 'pg_read_all_data', 'MEMBER')"),
+            "tenantry_owner was a member of",
         ),
         (
             &superuser,

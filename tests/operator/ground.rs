@@ -108,7 +108,7 @@ impl Ground {
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second handle"))
             .stderr(out);
-        Operator { child: command.spawn().expect("the operator starts"), log, port }
+        Operator { child: command.spawn().expect("the operator starts"), port }
     }
 
     /// Applies the examples' plans, server, application and migrations, but no tenants.
@@ -156,15 +156,10 @@ impl Ground {
 /// A running operator; ended when dropped.
 pub struct Operator {
     child: Child,
-    pub log: PathBuf,
     pub port: u16,
 }
 
 impl Operator {
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Ends it as a crash would.
     pub fn kill(mut self) {
         self.child.kill().expect("a running operator");

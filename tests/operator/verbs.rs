@@ -16,7 +16,7 @@ use tenantry::api::Tenant;
 use tokio_postgres::Config;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::ground::{Ground, apply, documents, dynamic, eventually, merge, root};
+use super::ground::{Ground, documents, dynamic, eventually, merge, root};
 
 /// An Application like the example's, with a name and a domain of its own: its pools are
 /// nobody else's. A null in `more` takes a field out.
@@ -171,11 +171,4 @@ pub fn id(tenant: &Tenant) -> String {
 pub fn place(tenant: &Tenant) -> (String, String) {
     let status = tenant.status.as_ref().expect("a status");
     (status.database.as_ref().expect("a place").database.clone(), status.namespace.clone().expect("a namespace"))
-}
-
-/// Applies objects one after the other.
-pub async fn apply_all(client: &Client, objects: &[Value]) {
-    for object in objects {
-        apply(client, object).await.unwrap_or_else(|error| panic!("{object}: {error}"));
-    }
 }

@@ -1,13 +1,11 @@
 //! The README, walked through as it is written: its commands are run in one shell beside a
 //! demo, and what it says they print is what they print.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader},
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-};
+mod demo;
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
+
+use demo::Demo;
 
 /// A block of commands, and the lines that they must print, in this order.
 struct Stop {
@@ -58,41 +56,6 @@ fn matches(said: &str, printed: &str) -> bool {
     between.and_then(found).is_some()
 }
 
-/// Ends the demo when the test ends, also when it fails.
-struct Demo(Child);
-
-impl Drop for Demo {
-    fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts what `make demo` starts, and waits until it says `ready`.
-fn demo(folder: &Path) -> Demo {
-    let programs = Path::new(env!("CARGO_BIN_EXE_tenantry")).parent().expect("a folder");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--workspace", "--bins"]).current_dir(root());
-    if programs.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo").success(), "the programs don't build");
-
-    let mut demo = Command::new(programs.join("devcluster"));
-    let demo = demo.arg("demo").arg("--dir").arg(folder).current_dir(root()).stdout(Stdio::piped());
-    let mut demo = Demo(demo.spawn().expect("the demo's program"));
-    let mut shown = String::new();
-    for line in BufReader::new(demo.0.stdout.take().expect("its output")).lines() {
-        let line = line.expect("text");
-        if line == "ready" {
-            return demo;
-        }
-        shown.push_str(&line);
-        shown.push('\n');
-    }
-    panic!("the demo never became ready:\n{shown}");
-}
-
 #[test]
 fn the_readme_does_what_it_says() {
     let stops = stops(&fs::read_to_string(root().join("README.md")).expect("README.md"));
@@ -101,7 +64,7 @@ fn the_readme_does_what_it_says() {
     // The reader's folder: a clone in which `make demo` runs.
     let clone = tempfile::tempdir().expect("a temporary folder");
     symlink(root().join("examples"), clone.path().join("examples")).expect("a link");
-    let demo = demo(&clone.path().join("demo"));
+    let demo = Demo::start(&clone.path().join("demo"));
 
     let mut script = String::from("exec 2>&1\n");
     for stop in &stops {
@@ -109,7 +72,7 @@ fn the_readme_does_what_it_says() {
         script.push_str(&format!("\necho '{MARK}'\n"));
     }
     let output = Command::new("bash").arg("-c").arg(&script).current_dir(clone.path()).output().expect("bash");
-    drop(demo);
+    demo.killed_leaves_nothing();
     let output = String::from_utf8_lossy(&output.stdout);
     let mut printed = output.split(MARK);
     for Stop { commands, prints } in &stops {

@@ -22,8 +22,6 @@ use tenants::Outcome;
 
 /// The operator's namespace.
 const NAMESPACE: &str = "tenantry-system";
-/// How long all tenants may take to become Ready.
-const TENANTS_READY: Duration = Duration::from_secs(180);
 
 /// What the demo does, and where.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,6 +36,9 @@ pub struct Args {
     /// Writes each API call to DIR/audit.log (level Metadata).
     #[arg(long)]
     audit: bool,
+    /// How many seconds the Tenants have to become Ready.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    within: u64,
 }
 
 /// Runs the demo until a signal comes, or once.
@@ -61,6 +62,7 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
     let options =
         Options { dir: Some(args.dir.clone()), audit: args.audit, progress: Progress::Shown, ..Options::default() };
     let steps = Steps(Instant::now());
+    let within = Duration::from_secs(args.within);
     let Some(mut ground) = Devcluster::start_unless(options, signals)? else { return Ok(()) };
     steps.done("a cluster with two pretended nodes, and PostgreSQL");
 
@@ -77,12 +79,12 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
     let mut kubectl = ground.kubectl();
     complete(kubectl.args(["apply", "--server-side", "-k"]).arg(&overlay))?;
     steps.done("kubectl apply --server-side -k examples");
-    let outcome = parts.stay_while(&mut ground, |client| tenants::ready(client, signals, &steps, TENANTS_READY))?;
+    let outcome = parts.stay_while(&mut ground, |client| tenants::ready(client, signals, &steps, within))?;
     match outcome {
         Outcome::Interrupted => return Ok(()),
-        Outcome::Late(reasons) if args.once => return Err(late(&reasons)),
+        Outcome::Late(reasons) if args.once => return Err(late(within, &reasons)),
         // It stays up, so that one can look.
-        Outcome::Late(reasons) => eprintln!("{}", late(&reasons)),
+        Outcome::Late(reasons) => eprintln!("{}", late(within, &reasons)),
         Outcome::Ready(count) => {
             steps.done(&format!("all {count} Tenants are Ready"));
             let user = guide::create_user(parts.crm_port)?;
@@ -107,9 +109,9 @@ impl Steps {
     }
 }
 
-fn late(reasons: &str) -> Error {
+fn late(within: Duration, reasons: &str) -> Error {
     Error::Missing {
-        what: format!("not every Tenant is Ready after {} s", TENANTS_READY.as_secs()),
+        what: format!("not every Tenant is Ready after {} s", within.as_secs()),
         hint: format!("these are the reasons, and log/operator.log tells more:\n{reasons}"),
     }
 }
