@@ -30,12 +30,13 @@ use super::{Money, Resources, Tier};
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$') && !self.metadata.name.startsWith('xn--')").message("a Tenant's name has at most 40 characters: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit, and not beginning with xn--"),
+    // Of the whole object, since a name that is no time zone has to be corrected, and only the operator knows one.
+    validation = Rule::new("!has(oldSelf.spec.billing) || !has(oldSelf.spec.billing.timeZone) || (has(self.spec.billing) && has(self.spec.billing.timeZone) && self.spec.billing.timeZone == oldSelf.spec.billing.timeZone) || (has(oldSelf.status) && has(oldSelf.status.conditions) && oldSelf.status.conditions.exists(c, c.type == 'Stalled' && c.reason == 'UnknownTimeZone'))").message("billing.timeZone can't be changed once it is set: every period ends in it"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.application == oldSelf.application").message("application can't be changed, since the data is that application's: make another Tenant"),
     validation = Rule::new("!has(oldSelf.billing) || !has(oldSelf.billing.start) || (has(self.billing) && has(self.billing.start) && self.billing.start == oldSelf.billing.start)").message("billing.start can't be changed once it is set: every period is counted from it"),
-    validation = Rule::new("!has(oldSelf.billing) || !has(oldSelf.billing.timeZone) || (has(self.billing) && has(self.billing.timeZone) && self.billing.timeZone == oldSelf.billing.timeZone)").message("billing.timeZone can't be changed once it is set: every period ends in it"),
 )]
 pub struct TenantSpec {
     /// The name that people see.

@@ -7,10 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use crate::database::{
-    DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Server, ServerInfo, TenantId, TenantRecord,
+    DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
 };
 
 /// The connected servers by the names of their DatabaseServers.
@@ -50,6 +51,8 @@ pub(super) struct Connected {
     /// `verify-full` or `disable`.
     pub(super) sslmode: &'static str,
     databases: Mutex<HashMap<String, DatabaseIndex>>,
+    /// When the server was asked last how it is, and what it said; nothing after a failure.
+    health: Mutex<Option<(Instant, ServerInfo)>>,
 }
 
 /// What is known of one database.
@@ -72,7 +75,29 @@ impl Connected {
         ca_pem: Option<String>,
         sslmode: &'static str,
     ) -> Self {
-        Self { server, config_hash, info, ca_pem, sslmode, databases: Mutex::default() }
+        let health = Mutex::new(Some((Instant::now(), info.clone())));
+        Self { server, config_hash, info, ca_pem, sslmode, databases: Mutex::default(), health }
+    }
+
+    /// How the server is: what it said within `interval`, or else what it says now. Counts
+    /// change with every tenant, and must not ask it each time.
+    pub(super) async fn check(&self, interval: Duration) -> Result<ServerInfo> {
+        let health = || self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((asked, info)) = &*health()
+            && asked.elapsed() < interval
+        {
+            return Ok(info.clone());
+        }
+        let asked = Instant::now();
+        let answer = self.server.check().await;
+        *health() = answer.as_ref().ok().map(|info| (asked, info.clone()));
+        answer
+    }
+
+    /// In how long the server is to be asked again how it is.
+    pub(super) fn check_due(&self, interval: Duration) -> Duration {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.as_ref().map_or(interval, |(asked, _)| interval.saturating_sub(asked.elapsed()))
     }
 
     /// Takes in a database with all its records.

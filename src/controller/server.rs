@@ -77,7 +77,10 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         // A server that is away comes back without anybody telling: look often.
         Some(failure) if failure.class == Class::Permanent => Ok(Some(world.args.health_interval)),
         Some(failure) => Err(Failure { class: Class::Waiting, ..failure }),
-        None => Ok(sooner(counted, world.args.health_interval)),
+        None => {
+            let interval = world.args.health_interval;
+            Ok(sooner(counted, world.databases.get(&name).map_or(interval, |connected| connected.check_due(interval))))
+        }
     }
 }
 
@@ -105,7 +108,7 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     let (config, hash) = config(server, world)?;
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
         world.metrics.statements(&name, connected.server.statistics().statements);
-        return connected.server.check().await.map_err(refused);
+        return connected.check(world.args.health_interval).await.map_err(refused);
     }
     let (ca_pem, sslmode) = match &config.tls {
         Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),

@@ -33,6 +33,9 @@ use crate::{
 /// How often a count in a status is written at most, where nothing else changed.
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long the list of a namespace may take before it is said in conditions.
+const LISTING: Duration = Duration::from_secs(10);
+
 /// What every controller can see.
 pub(super) struct World {
     pub(super) args: OperatorArgs,
@@ -98,11 +101,19 @@ pub(super) struct Shared {
     hosts: Mutex<HostIndex>,
     /// Tenants that wait for a place.
     waiting: Mutex<BTreeSet<String>>,
-    /// Namespaces whose Secrets and ConfigMaps are watched; true once they were listed.
-    namespaces: Mutex<HashMap<String, bool>>,
+    /// Namespaces whose Secrets and ConfigMaps are watched.
+    namespaces: Mutex<HashMap<String, Listing>>,
     counted: Mutex<HashMap<String, Instant>>,
     /// DatabaseServers that were tried once, whether they answered or not.
     tried: watch::Sender<BTreeSet<String>>,
+}
+
+/// How a watch of a namespace stands.
+enum Listing {
+    /// Begun at this time, not complete.
+    Since(Instant),
+    /// All that is there is known.
+    Complete,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -150,20 +161,25 @@ impl Shared {
         if namespaces.contains_key(namespace) {
             return false;
         }
-        namespaces.insert(namespace.to_owned(), false);
+        namespaces.insert(namespace.to_owned(), Listing::Since(Instant::now()));
         true
     }
 
     /// Notes that a watched namespace was listed.
     pub(super) fn namespace_listed(&self, namespace: &str) {
         if let Some(listed) = lock(&self.namespaces).get_mut(namespace) {
-            *listed = true;
+            *listed = Listing::Complete;
         }
     }
 
     /// Whether all that is in a namespace is known.
     pub(super) fn is_listed(&self, namespace: &str) -> bool {
-        lock(&self.namespaces).get(namespace).copied().unwrap_or(false)
+        matches!(lock(&self.namespaces).get(namespace), Some(Listing::Complete))
+    }
+
+    /// Whether a namespace is being listed and that is no matter of concern yet.
+    pub(super) fn is_being_listed(&self, namespace: &str) -> bool {
+        matches!(lock(&self.namespaces).get(namespace), Some(Listing::Since(begun)) if begun.elapsed() < LISTING)
     }
 
     pub(super) fn end_namespace(&self, namespace: &str) {

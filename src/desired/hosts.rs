@@ -47,7 +47,7 @@ pub struct HostIndex {
 
 impl HostIndex {
     /// Takes note of what a Tenant asks for. Returns the *other* Tenants that gained or lost
-    /// a host by it.
+    /// a host by it, or didn't and are told another holder's name.
     pub fn set_claim(&mut self, claim: Claim) -> BTreeSet<String> {
         let tenant = claim.tenant.clone();
         if self.claims.get(&tenant) == Some(&claim) {
@@ -65,7 +65,7 @@ impl HostIndex {
         affected
     }
 
-    /// Forgets a Tenant. Returns the Tenants that gained a host by it.
+    /// Forgets a Tenant. Returns those that gained a host by it, or see another take it.
     pub fn remove_claim(&mut self, tenant: &str) -> BTreeSet<String> {
         let touched = self.hosts_of(tenant);
         let mut affected = self.holders_changed(&touched, |index| index.take_out(tenant));
@@ -74,7 +74,7 @@ impl HostIndex {
     }
 
     /// Takes note of the hosts of a route that isn't ours (none: the route is gone). Returns
-    /// the Tenants that gained or lost a host by it.
+    /// the Tenants that gained or lost a host by it, or see it go elsewhere.
     pub fn set_foreign(&mut self, route: &str, hosts: BTreeSet<String>) -> BTreeSet<String> {
         let old = self.foreign.get(route).cloned().unwrap_or_default();
         let touched = old.union(&hosts).cloned().collect();
@@ -162,18 +162,20 @@ impl HostIndex {
         }
     }
 
-    /// The Tenants that `change` gives or takes one of the `touched` hosts.
+    /// The Tenants that ask for one of the `touched` hosts that somebody else has after
+    /// `change`: one of them gained or lost it, and the others are told who has it.
     fn holders_changed(&mut self, touched: &BTreeSet<String>, change: impl FnOnce(&mut Self)) -> BTreeSet<String> {
-        let holders = |index: &Self| -> Vec<Option<String>> {
-            let tenant = |holder| match holder {
-                Holder::Tenant(name) => Some(str::to_owned(name)),
-                Holder::Foreign(_) => None,
+        let holders = |index: &Self| -> Vec<Option<(bool, String)>> {
+            let owned = |holder| match holder {
+                Holder::Tenant(name) => (true, str::to_owned(name)),
+                Holder::Foreign(route) => (false, str::to_owned(route)),
             };
-            touched.iter().map(|host| index.holder(host).and_then(tenant)).collect()
+            touched.iter().map(|host| index.holder(host).map(owned)).collect()
         };
         let before = holders(self);
         change(self);
-        let changed = before.into_iter().zip(holders(self)).filter(|(before, after)| before != after);
-        changed.flat_map(|(before, after)| before.into_iter().chain(after)).collect()
+        let changed = touched.iter().zip(before.iter().zip(holders(self))).filter(|(_, (old, new))| **old != *new);
+        let claimants = changed.flat_map(|(host, _)| self.hosts.get(host).into_iter().flat_map(|host| &host.tenants));
+        claimants.map(|(_, tenant)| tenant.clone()).collect()
     }
 }

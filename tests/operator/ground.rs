@@ -34,29 +34,39 @@ pub struct Ground {
     pub client: Client,
 }
 
-/// The ground that most tests share, with an operator running; the process's end ends it.
+/// A ground that several tests share; the process's end ends it.
+pub type Once = OnceLock<(Ground, Operator)>;
+
+/// The ground that most tests share, with an operator running.
 pub async fn shared() -> (&'static Ground, Client) {
-    static SHARED: OnceLock<(Ground, Operator)> = OnceLock::new();
+    static SHARED: Once = OnceLock::new();
+    let ((ground, _), client) = once(&SHARED, &[]).await;
+    (ground, client)
+}
+
+/// A ground that is started when the first test asks for it, with an operator with these
+/// flags and the examples; and a client for it.
+pub async fn once(cell: &'static Once, flags: &'static [&'static str]) -> (&'static (Ground, Operator), Client) {
     // On a thread of its own: a runtime can't be blocked from within.
-    let make = || {
-        let ready = std::thread::spawn(|| {
+    let make = move || {
+        let ready = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             runtime.block_on(async {
                 let ground = Ground::start(Options { audit: true, ..Options::default() }).await;
-                let operator = ground.operator(&[]);
+                let operator = ground.operator(flags);
                 ground.examples().await;
                 (ground, operator)
             })
         });
         ready.join().expect("a ground")
     };
-    let ground = match SHARED.get() {
-        Some((ground, _)) => ground,
-        None => &tokio::task::spawn_blocking(move || SHARED.get_or_init(make)).await.expect("a ground").0,
+    let both = match cell.get() {
+        Some(both) => both,
+        None => tokio::task::spawn_blocking(move || cell.get_or_init(make)).await.expect("a ground"),
     };
     // Clients belong to the runtime that made them, and every test has its own.
-    let client = ground.cluster.client().await.expect("a client");
-    (ground, client)
+    let client = both.0.cluster.client().await.expect("a client");
+    (both, client)
 }
 
 impl Ground {
@@ -98,7 +108,7 @@ impl Ground {
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second handle"))
             .stderr(out);
-        Operator { child: command.spawn().expect("the operator starts"), log, port }
+        Operator { child: command.spawn().expect("the operator starts"), port }
     }
 
     /// Applies the examples' plans, server, application and migrations, but no tenants.
@@ -146,15 +156,10 @@ impl Ground {
 /// A running operator; ended when dropped.
 pub struct Operator {
     child: Child,
-    pub log: PathBuf,
     pub port: u16,
 }
 
 impl Operator {
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Ends it as a crash would.
     pub fn kill(mut self) {
         self.child.kill().expect("a running operator");

@@ -1,16 +1,26 @@
 //! The operator as a process, with exactly the rights that the chart gives it, on a real
 //! control plane and a real PostgreSQL.
 
+mod bad_input;
+mod counts;
 mod deleting;
 mod drift;
 mod foreign;
 mod ground;
+mod guarding;
+mod hosts;
+mod in_use;
+mod limits;
+mod migrating;
 mod outages;
+mod placing;
 mod pools;
 mod proxy;
 mod rest;
 mod rotation;
 mod routes;
 mod servers;
+mod steps;
+mod templates;
 mod tenants;
 mod verbs;

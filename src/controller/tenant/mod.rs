@@ -98,6 +98,10 @@ async fn stalled(tenant: &Tenant, world: &World, faults: Vec<Fault>) -> Outcome 
 
 /// One concern after the other; what can't be done now stays for the next time.
 async fn run(case: &Case<'_>) -> Outcome {
+    // What can't be seen yet can't be judged: nothing is said that the next moment takes back.
+    if place::known(case.tenant, case.world).is_some_and(|place| case.world.shared.is_being_listed(&place.namespace)) {
+        return Err(Failure::waiting("NamespaceNotListed", "the pool's namespace is being listed"));
+    }
     let mut concerns = Concerns::default();
     let mut report = Report::new(case.tenant, case.world);
     report.set_effective(case);

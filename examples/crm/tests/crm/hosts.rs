@@ -9,8 +9,8 @@ use crate::http::{get, raw};
 
 /// A folder in which each look at any host fails with ELOOP.
 fn trap() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    symlink("hosts", dir.path().join("hosts")).unwrap();
+    let dir = tempfile::tempdir().expect("a folder");
+    symlink("hosts", dir.path().join("hosts")).expect("a link");
     dir
 }
 
@@ -57,7 +57,7 @@ async fn a_host_that_is_no_dns_name_never_reaches_the_file_system() {
 
 #[tokio::test]
 async fn an_unknown_host_is_told_so() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a folder");
     let crm = Crm::serve(dir.path(), Limits::default()).await;
     let answer = get(crm.address, "Nobody.example.com:80", "/users").await.expect(404);
     assert_eq!(answer["error"], "unknown_host");

@@ -1,0 +1,141 @@
+//! What a pooled tenant costs: calls to the API server, SQL statements, objects; and what a
+//! rolling update of its pool costs it: nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::{
+    Api, Client,
+    api::{DynamicObject, ListParams},
+    discovery::{Discovery, Scope, verbs as can},
+};
+use serde_json::{Value, json};
+
+use super::{
+    ground::{Ground, OPERATOR, Operator, apply, eventually, ready_tenant, shared},
+    steps::{calm, metric},
+    verbs::{application, named, of, ours, patch, read, web},
+};
+
+/// What a pooled tenant costs in a pool that is there, 27 statements of it for the example's
+/// three migrations.
+const STATEMENTS: u64 = 79;
+const CALLS: [(&str, u64); 5] =
+    [("patch httproutes", 1), ("patch secrets", 1), ("patch tenants", 1), ("patch tenants/status", 2), ("total", 5)];
+
+/// The operator's calls that concern one tenant.
+fn calls(ground: &Ground, since: devcluster::AuditMark, tenant: &str) -> BTreeMap<String, u64> {
+    let mut calls = BTreeMap::new();
+    for event in ground.cluster.audit().events(since).expect("events") {
+        let concerns = event.name == tenant || event.name.starts_with(&format!("{tenant}-"));
+        if event.user == OPERATOR && event.verb != "watch" && concerns {
+            *calls.entry(format!("{} {}", event.verb, event.resource)).or_default() += 1;
+            *calls.entry("total".to_owned()).or_default() += 1;
+        }
+    }
+    calls
+}
+
+/// Every object in the cluster, but for Kubernetes' own notes.
+async fn everything(client: &Client) -> BTreeSet<String> {
+    let discovery = Discovery::new(client.clone()).run().await.expect("discovery");
+    let mut found = BTreeSet::new();
+    for (resource, capabilities) in discovery.groups().flat_map(|group| group.recommended_resources()) {
+        let passing = ["Event", "Lease", "APIService", "Node", "PodMetrics"].contains(&resource.kind.as_str());
+        if passing || !capabilities.supports_operation(can::LIST) {
+            continue;
+        }
+        assert!(matches!(capabilities.scope, Scope::Cluster | Scope::Namespaced));
+        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+        for object in api.list_metadata(&ListParams::default()).await.expect("a list").items {
+            let namespace = object.metadata.namespace.unwrap_or_default();
+            found.insert(format!("{} {namespace}/{}", resource.kind, object.metadata.name.unwrap_or_default()));
+        }
+    }
+    found
+}
+
+fn statements(operator: &Operator) -> u64 {
+    metric(operator, "tenantry_database_statements", "counted")
+}
+
+#[tokio::test]
+async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
+    let ((ground, operator), client) = calm().await;
+    ground.server(&client, "counted", json!({})).await;
+    application(&client, "counted", json!({"database": {"pooled": {"servers": ["counted"]}}})).await;
+    ready_tenant(&client, "cost-0", of("counted", json!({}))).await;
+    let before = everything(&client).await;
+    let mut costs = Vec::new();
+    for number in 1..=5 {
+        let name = format!("cost-{number}");
+        let mark = ground.cluster.audit().mark().expect("a mark");
+        let sent = statements(operator);
+        ready_tenant(&client, &name, of("counted", json!({}))).await;
+        // The API server notes a call after it has answered; the last one is a status.
+        let wanted: BTreeMap<String, u64> = CALLS.iter().map(|(call, count)| ((*call).to_owned(), *count)).collect();
+        let noted =
+            eventually(async || Some(calls(ground, mark, &name)).filter(|calls| calls["total"] >= wanted["total"]));
+        let calls = noted.await.unwrap_or_else(|| calls(ground, mark, &name));
+        assert_eq!(calls, wanted, "{name}");
+        costs.push(statements(operator) - sent);
+    }
+    println!("API calls per pooled tenant: {CALLS:?}; SQL statements: {costs:?}");
+    // One more where the session of the migrations takes its time to end.
+    let ends = STATEMENTS..=STATEMENTS + 1;
+    assert!(costs.iter().all(|cost| ends.contains(cost)), "{costs:?}, not {STATEMENTS} each");
+
+    let after = everything(&client).await;
+    let made: Vec<_> =
+        after.difference(&before).filter(|object| object.ends_with("/cost-1") || object.contains("/cost-1-")).collect();
+    assert_eq!(made, ["HTTPRoute pool-counted-1/cost-1", "Secret pool-counted-1/cost-1-database", "Tenant /cost-1"],);
+    let in_namespace = |objects: &BTreeSet<String>| {
+        objects.iter().filter(|object| object.contains(" pool-counted-1/")).cloned().collect::<BTreeSet<_>>()
+    };
+    let (before, after) = (in_namespace(&before), in_namespace(&after));
+    assert_eq!(after.difference(&before).count(), 10, "two for each of five: {:#?}", after.difference(&before));
+}
+
+#[tokio::test]
+async fn a_rolling_update_of_a_pool_writes_no_tenants_status() {
+    let (ground, client) = shared().await;
+    application(&client, "rolling", json!({})).await;
+    let names = ["rolls-a", "rolls-b", "rolls-c"];
+    for name in names {
+        ready_tenant(&client, name, of("rolling", json!({}))).await;
+    }
+    let deployment = named("apps/v1", "Deployment", Some("pool-rolling-1"), "web");
+    let rolled = async |image: &str| {
+        eventually(async || {
+            let live = read(&client, &deployment).await?;
+            let (spec, status) = (&live["spec"], &live["status"]);
+            let containers = spec["template"]["spec"]["containers"].as_array()?;
+            let done = containers.iter().any(|container| container["image"] == image)
+                && status["observedGeneration"] == live["metadata"]["generation"]
+                && ["updatedReplicas", "availableReplicas", "replicas"].iter().all(|it| status[it] == spec["replicas"]);
+            done.then_some(())
+        })
+        .await
+        .unwrap_or_else(|| panic!("the pool does not come to {image}"))
+    };
+    rolled("registry.example.com/crm:0.1.0").await;
+    let audit = ground.cluster.audit();
+    let mark = audit.mark().expect("a mark");
+    for version in ["0.2.0", "0.3.0"] {
+        let image = format!("registry.example.com/crm:{version}");
+        let mut web = web();
+        web["template"]["spec"]["containers"][0]["image"] = json!(image);
+        patch(&client, &ours("Application", "rolling"), &json!({"spec": {"components": [web]}})).await;
+        rolled(&image).await;
+    }
+    // A tenant that is made after it is Ready: what the others had to do is done by then.
+    apply(&client, &super::ground::tenant("rolls-d", of("rolling", json!({})))).await.expect("a Tenant");
+    super::steps::healed(&client, "rolls-d").await;
+    let writes: Vec<Value> = audit
+        .events(mark)
+        .expect("events")
+        .into_iter()
+        .filter(|event| event.user == OPERATOR && event.is_write() && names.contains(&event.name.as_str()))
+        .map(|event| json!([event.verb, event.resource, event.name]))
+        .collect();
+    assert_eq!(writes, Vec::<Value>::new());
+}
