@@ -4,20 +4,19 @@ use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{api::Reason, cluster, database};
 
 /// How long the first retry waits, and the longest that any waits.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LONGEST_RETRY: Duration = Duration::from_secs(120);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long something that is on its way is waited for, at most, before it is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How long it takes until something is looked at again that a person has to change. What
-/// they change is seen at once; this is for changes that no watch tells of, such as a foreign
-/// object of the same name that goes.
-const PERMANENT: Duration = Duration::from_secs(30);
+/// they change is seen at once; this is for changes that no watch tells of.
+const PERMANENT: Duration = Duration::from_secs(300);
 
 /// How to react to a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +81,17 @@ impl From<database::Error> for Failure {
 /// How many times in a row each object has failed.
 #[derive(Default)]
 pub(super) struct Backoff {
-    failures: Mutex<HashMap<String, u32>>,
+    failures: Mutex<HashMap<String, Failures>>,
+}
+
+/// The failures of one object.
+#[derive(Clone, Copy)]
+struct Failures {
+    count: u32,
+    /// When the last wait is over. What fails before that was not a retry: something else
+    /// called for a look, and a server that is away for a second must not cost minutes only
+    /// because much happened in that second.
+    until: Instant,
 }
 
 impl Backoff {
@@ -91,20 +100,24 @@ impl Backoff {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
     }
 
-    /// How long to wait after this failure: doubled each time in a row, spread by a quarter
+    /// How long to wait after this failure: doubled with each retry, spread by a quarter
     /// around, so that a thousand objects that failed together don't come back together.
-    pub(super) fn next(&self, object: &str, class: Class) -> Duration {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(object.to_owned()).or_default();
-        *count = count.saturating_add(1);
-        let longest = match class {
-            Class::Transient => LONGEST_RETRY,
-            Class::Waiting => LONGEST_WAIT,
-            Class::Obstructed => return spread(LONGEST_WAIT, object, *count),
-            Class::Permanent => return spread(PERMANENT, object, *count),
+    pub(super) fn next(&self, object: &str, class: Class, now: Instant) -> Duration {
+        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = all.entry(object.to_owned()).or_insert(Failures { count: 0, until: now });
+        if now >= failures.until {
+            failures.count = failures.count.saturating_add(1);
+        }
+        let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((failures.count - 1).min(16)));
+        let wait = match class {
+            Class::Transient => doubled.min(LONGEST_RETRY),
+            Class::Waiting => doubled.min(LONGEST_WAIT),
+            Class::Obstructed => LONGEST_WAIT,
+            Class::Permanent => PERMANENT,
         };
-        let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((*count - 1).min(16)));
-        spread(doubled.min(longest), object, *count)
+        let wait = spread(wait, object, failures.count);
+        failures.until = now + wait;
+        wait
     }
 }
 
@@ -119,22 +132,39 @@ fn spread(delay: Duration, object: &str, count: u32) -> Duration {
 mod tests {
     use super::*;
 
+    /// The waits of retries that come just when they are due.
+    fn waits(backoff: &Backoff, object: &str, count: usize) -> Vec<Duration> {
+        let mut now = Instant::now();
+        let mut wait = || {
+            let wait = backoff.next(object, Class::Transient, now);
+            now += wait;
+            wait
+        };
+        (0..count).map(|_| wait()).collect()
+    }
+
     #[test]
     fn retries_wait_longer_each_time_and_start_anew_after_a_success() {
         let backoff = Backoff::default();
-        let waits: Vec<_> = (0..20).map(|_| backoff.next("a", Class::Transient)).collect();
-        assert!(waits[0] < Duration::from_millis(320), "{:?}", waits[0]);
-        assert!(waits.windows(2).take(8).all(|pair| pair[0] < pair[1]), "{waits:?}");
-        assert!(waits[19] <= LONGEST_RETRY * 5 / 4);
+        let found = waits(&backoff, "a", 20);
+        assert!(found[0] < Duration::from_millis(320), "{:?}", found[0]);
+        assert!(found.windows(2).take(6).all(|pair| pair[0] < pair[1]), "{found:?}");
+        assert!(found[19] <= LONGEST_RETRY * 5 / 4);
         backoff.reset("a");
-        assert!(backoff.next("a", Class::Transient) < Duration::from_millis(320));
+        assert!(waits(&backoff, "a", 1)[0] < Duration::from_millis(320));
+    }
+
+    #[test]
+    fn what_fails_before_its_time_does_not_wait_longer() {
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        let found: Vec<_> = (0..20).map(|_| backoff.next("a", Class::Waiting, now)).collect();
+        assert!(found.iter().all(|wait| *wait < Duration::from_millis(320)), "{found:?}");
     }
 
     #[test]
     fn objects_that_fail_together_do_not_come_back_together() {
         let backoff = Backoff::default();
-        let waits: std::collections::BTreeSet<_> =
-            (0..50).map(|n| backoff.next(&format!("t{n}"), Class::Transient)).collect();
-        assert!(waits.len() > 10, "{}", waits.len());
+        let found: std::collections::BTreeSet<_> = (0..50).flat_map(|n| waits(&backoff, &format!("t{n}"), 1)).collect();
+        assert!(found.len() > 10, "{}", found.len());
     }
 }

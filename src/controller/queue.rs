@@ -1,6 +1,12 @@
 //! The queues of objects to reconcile, and what works through them.
 
-use std::{convert::Infallible, fmt::Debug, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt::Debug,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, channel::mpsc, stream::BoxStream};
 use kube::{
@@ -103,7 +109,7 @@ where
             next.map_or_else(Action::await_change, Action::requeue)
         }
         Err(failure) => {
-            let after = world.backoff.next(&id, failure.class);
+            let after = world.backoff.next(&id, failure.class, Instant::now());
             let _entered = span.enter();
             if failure.class == Class::Waiting {
                 tracing::debug!(reason = failure.reason, message = failure.message, ?after, "waiting");
