@@ -1,8 +1,6 @@
 //! Whatever a person changes in the operator's objects is as it was a moment later; what is
 //! nobody's business of ours stays.
 
-use std::time::Duration;
-
 use futures::future::join_all;
 use kube::{
     Client,
@@ -29,7 +27,8 @@ fn child(api_version: &str, kind: &str, name: &str, changes: impl IntoIterator<I
     Child { object: named(api_version, kind, namespace, name), changes: changes.into_iter().collect() }
 }
 
-fn add(path: &str, value: Value) -> Value {
+fn add(path: &str, value: impl Into<Value>) -> Value {
+    let value = value.into();
     json!([{"op": "add", "path": path, "value": value}])
 }
 
@@ -37,7 +36,8 @@ fn remove(path: &str) -> Value {
     json!([{"op": "remove", "path": path}])
 }
 
-fn replace(path: &str, value: Value) -> Value {
+fn replace(path: &str, value: impl Into<Value>) -> Value {
+    let value = value.into();
     json!([{"op": "replace", "path": path, "value": value}])
 }
 
@@ -45,7 +45,7 @@ fn replace(path: &str, value: Value) -> Value {
 fn mislabelled() -> [Value; 3] {
     [
         remove("/metadata/labels/tenantry.io~1pool"),
-        replace("/metadata/labels/tenantry.io~1pool", "another-1".into()),
+        replace("/metadata/labels/tenantry.io~1pool", "another-1"),
         remove("/metadata/labels/app.kubernetes.io~1managed-by"),
     ]
 }
@@ -59,7 +59,7 @@ fn children() -> Vec<Child> {
             "Namespace",
             POOL_NAMESPACE,
             [
-                replace("/metadata/labels/pod-security.kubernetes.io~1enforce", "privileged".into()),
+                replace("/metadata/labels/pod-security.kubernetes.io~1enforce", "privileged"),
                 remove("/metadata/labels/pod-security.kubernetes.io~1enforce"),
             ]
             .into_iter()
@@ -74,12 +74,12 @@ fn children() -> Vec<Child> {
                 add(&format!("{pod}/containers/0"), spy.clone()),
                 add(&format!("{pod}/initContainers/-"), spy),
                 add(&format!("{pod}/containers/0/env/-"), json!({"name": "LD_PRELOAD", "value": "/spy.so"})),
-                replace(&format!("{pod}/containers/0/image"), "registry.example.com/spy:1".into()),
+                replace(&format!("{pod}/containers/0/image"), "registry.example.com/spy:1"),
                 add(&format!("{pod}/volumes/-"), json!({"name": "spy", "emptyDir": {}})),
                 add(&format!("{pod}/nodeSelector"), json!({"kubernetes.io/hostname": "mine"})),
-                add("/spec/template/metadata/labels/team", "mine".into()),
-                replace("/spec/replicas", 5.into()),
-                add("/spec/paused", true.into()),
+                add("/spec/template/metadata/labels/team", "mine"),
+                replace("/spec/replicas", 5),
+                add("/spec/paused", true),
             ]
             .into_iter()
             .chain(mislabelled()),
@@ -89,12 +89,12 @@ fn children() -> Vec<Child> {
             "Service",
             "web",
             [
-                add("/spec/ports/0/name", "http".into()),
+                add("/spec/ports/0/name", "http"),
                 json!([{"op": "add", "path": "/spec/ports/0/name", "value": "http"},
                    {"op": "add", "path": "/spec/ports/-", "value": {"name": "spy", "port": 9999}}]),
-                replace("/spec/ports/0/port", 81.into()),
-                replace("/spec/ports/0/targetPort", 9999.into()),
-                add("/spec/selector/team", "mine".into()),
+                replace("/spec/ports/0/port", 81),
+                replace("/spec/ports/0/targetPort", 9999),
+                add("/spec/selector/team", "mine"),
                 add("/spec/externalIPs", json!(["203.0.113.7"])),
             ]
             .into_iter()
@@ -120,7 +120,7 @@ fn children() -> Vec<Child> {
             [
                 add("/spec/egress/0/to/-", json!({"ipBlock": {"cidr": "0.0.0.0/0"}})),
                 add("/spec/egress/-", json!({})),
-                replace("/spec/egress/0/ports/0/port", 1.into()),
+                replace("/spec/egress/0/ports/0/port", 1),
                 remove("/spec/egress/0/ports"),
             ],
         ),
@@ -130,7 +130,7 @@ fn children() -> Vec<Child> {
             "tenantry-agent",
             [
                 add("/subjects/-", json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "mallory"})),
-                replace("/subjects/0/name", "default".into()),
+                replace("/subjects/0/name", "default"),
                 remove("/subjects"),
             ]
             .into_iter()
@@ -149,26 +149,23 @@ fn children() -> Vec<Child> {
             "v1",
             "ServiceAccount",
             "tenantry-agent",
-            [replace("/automountServiceAccountToken", true.into()), remove("/automountServiceAccountToken")],
+            [replace("/automountServiceAccountToken", true), remove("/automountServiceAccountToken")],
         ),
         child(
             "policy/v1",
             "PodDisruptionBudget",
             "web",
-            [
-                replace("/spec/maxUnavailable", "100%".into()),
-                replace("/spec/unhealthyPodEvictionPolicy", "IfHealthyBudget".into()),
-            ]
-            .into_iter()
-            .chain(mislabelled()),
+            [replace("/spec/maxUnavailable", "100%"), replace("/spec/unhealthyPodEvictionPolicy", "IfHealthyBudget")]
+                .into_iter()
+                .chain(mislabelled()),
         ),
         child(
             "autoscaling/v2",
             "HorizontalPodAutoscaler",
             "worker",
             [
-                replace("/spec/maxReplicas", 500.into()),
-                replace("/spec/metrics/0/resource/target/averageUtilization", 1.into()),
+                replace("/spec/maxReplicas", 500),
+                replace("/spec/metrics/0/resource/target/averageUtilization", 1),
                 add("/spec/behavior", json!({"scaleDown": {"selectPolicy": "Disabled"}})),
             ],
         ),
@@ -176,20 +173,16 @@ fn children() -> Vec<Child> {
             "v1",
             "ResourceQuota",
             "tenantry",
-            [
-                replace("/spec/hard/pods", "5000".into()),
-                remove("/spec/hard/pods"),
-                add("/spec/hard/configmaps", "9".into()),
-            ],
+            [replace("/spec/hard/pods", "5000"), remove("/spec/hard/pods"), add("/spec/hard/configmaps", "9")],
         ),
         child(
             "v1",
             "ConfigMap",
             "drift-settings",
             [
-                replace("/data/colour", "red".into()),
+                replace("/data/colour", "red"),
                 remove("/data/colour"),
-                add("/data/shape", "round".into()),
+                add("/data/shape", "round"),
                 add("/binaryData", json!({"bytes": "AAEC"})),
             ]
             .into_iter()
@@ -199,18 +192,18 @@ fn children() -> Vec<Child> {
             "v1",
             "Secret",
             "drift-token",
-            [replace("/data/token", "c3RvbGVu".into()), add("/data/more", "bW9yZQ==".into()), remove("/data/token")],
+            [replace("/data/token", "c3RvbGVu"), add("/data/more", "bW9yZQ=="), remove("/data/token")],
         ),
         child(
             "v1",
             "Secret",
             "driftwood-database",
             [
-                add("/data/more", "bW9yZQ==".into()),
-                replace("/data/host", "c3B5LmV4YW1wbGU=".into()),
-                replace("/metadata/annotations/tenantry.io~1hosts", "stolen.example.com".into()),
+                add("/data/more", "bW9yZQ=="),
+                replace("/data/host", "c3B5LmV4YW1wbGU="),
+                replace("/metadata/annotations/tenantry.io~1hosts", "stolen.example.com"),
                 remove("/metadata/labels/tenantry.io~1tenant"),
-                replace("/metadata/labels/tenantry.io~1tenant", "another".into()),
+                replace("/metadata/labels/tenantry.io~1tenant", "another"),
             ],
         ),
         child(
@@ -218,12 +211,12 @@ fn children() -> Vec<Child> {
             "HTTPRoute",
             "driftwood",
             [
-                add("/spec/hostnames/-", "stolen.example.com".into()),
-                replace("/spec/rules/0/backendRefs/0/name", "spy".into()),
+                add("/spec/hostnames/-", "stolen.example.com"),
+                replace("/spec/rules/0/backendRefs/0/name", "spy"),
                 add("/spec/rules/-", json!({"backendRefs": [{"name": "spy", "port": 80}]})),
-                replace("/spec/parentRefs/0/name", "internal".into()),
+                replace("/spec/parentRefs/0/name", "internal"),
                 remove("/metadata/labels/tenantry.io~1tenant"),
-                replace("/metadata/labels/tenantry.io~1tenant", "another".into()),
+                replace("/metadata/labels/tenantry.io~1tenant", "another"),
             ],
         ),
     ]
@@ -339,7 +332,7 @@ async fn every_child_is_brought_back() {
     let web = named("apps/v1", "Deployment", Some(POOL_NAMESPACE), "web");
     let restarted = json!({"kubectl.kubernetes.io/restartedAt": "2026-11-01T00:00:00Z"});
     patch(&client, &web, &json!({"spec": {"template": {"metadata": {"annotations": restarted}}}})).await;
-    edit(&client, &web, &replace("/spec/template/spec/containers/0/image", "registry.example.com/spy:1".into())).await;
+    edit(&client, &web, &replace("/spec/template/spec/containers/0/image", "registry.example.com/spy:1")).await;
     let restored = eventually(async || {
         let live = read(&client, &web).await?;
         (live["spec"]["template"]["spec"]["containers"][0]["image"] != "registry.example.com/spy:1").then_some(live)
@@ -371,91 +364,4 @@ async fn every_child_is_brought_back() {
     })
     .await;
     await_tenant(&client, "driftwood", "Ready", |tenant| is(tenant, "Ready", "True")).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn switching_an_autoscaler_on_never_drops_the_replicas() {
-    let (_, client) = shared().await;
-    let mut web = web();
-    web["replicas"] = json!({"pooled": 5});
-    let more = |web: &Value| json!({"components": [web], "migrations": null});
-    application(&client, "scaled", more(&web)).await;
-    ready_tenant(&client, "ladder", of("scaled", json!({}))).await;
-    let deployment = named("apps/v1", "Deployment", Some("pool-scaled-1"), "web");
-    let settled = async |what: &str, wanted: i64, image: &str| {
-        let found = eventually(async || {
-            let live = read(&client, &deployment).await?;
-            let container = &live["spec"]["template"]["spec"]["containers"][0];
-            let replicas = live["spec"]["replicas"] == wanted && live["status"]["availableReplicas"] == wanted;
-            (replicas && container["image"] == image && live["status"]["updatedReplicas"] == wanted).then_some(live)
-        })
-        .await;
-        found.unwrap_or_else(|| panic!("{what}: the Deployment does not settle"))
-    };
-    let image = "registry.example.com/crm:0.1.0";
-    settled("at first", 5, image).await;
-    let watched = watch_replicas(&client, &deployment).await;
-
-    web["autoscaling"] = json!({"pooled": {"minReplicas": 2, "maxReplicas": 10, "targetCpuPercent": 80}});
-    web["replicas"] = Value::Null;
-    application(&client, "scaled", more(&web)).await;
-    let autoscaler = named("autoscaling/v2", "HorizontalPodAutoscaler", Some("pool-scaled-1"), "web");
-    let made = eventually(async || read(&client, &autoscaler).await).await;
-    assert!(made.is_some(), "an autoscaler is made");
-    let image = "registry.example.com/crm:0.2.0";
-    web["template"]["spec"]["containers"][0]["image"] = image.into();
-    application(&client, "scaled", more(&web)).await;
-    settled("with an autoscaler and another image", 5, image).await;
-    // What the autoscaler sets stays.
-    let scale = json!({"spec": {"replicas": 7}});
-    let params = PatchParams { field_manager: Some("an-autoscaler".into()), ..PatchParams::default() };
-    let deployments = kube::Api::<k8s_openapi::api::apps::v1::Deployment>::namespaced(client.clone(), "pool-scaled-1");
-    deployments.patch_scale("web", &params, &Patch::Merge(scale)).await.expect("scaled");
-    let image = "registry.example.com/crm:0.3.0";
-    web["template"]["spec"]["containers"][0]["image"] = image.into();
-    application(&client, "scaled", more(&web)).await;
-    settled("with what the autoscaler set", 7, image).await;
-    let seen = watched();
-    assert!(seen.len() > 5 && seen.iter().all(|replicas| *replicas >= 5), "{seen:?}");
-
-    web["autoscaling"] = Value::Null;
-    web["replicas"] = json!({"pooled": 3});
-    application(&client, "scaled", more(&web)).await;
-    settled("with fixed replicas again", 3, image).await;
-    let gone = eventually(async || read(&client, &autoscaler).await.is_none().then_some(())).await;
-    assert!(gone.is_some(), "the autoscaler is removed");
-}
-
-/// Notes the replicas of every version of a Deployment from now on; ask for what was seen.
-async fn watch_replicas(client: &Client, deployment: &Value) -> impl FnOnce() -> Vec<i64> {
-    use futures::StreamExt as _;
-    let name = deployment["metadata"]["name"].as_str().expect("a name");
-    let config = kube::runtime::watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let resource = kube::core::ApiResource::erase::<k8s_openapi::api::apps::v1::Deployment>(&());
-    let api = kube::Api::<kube::api::DynamicObject>::namespaced_with(
-        client.clone(),
-        deployment["metadata"]["namespace"].as_str().expect("a namespace"),
-        &resource,
-    );
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let (note, listed) = (std::sync::Arc::clone(&seen), std::sync::Arc::new(tokio::sync::Notify::new()));
-    let tell = std::sync::Arc::clone(&listed);
-    let task = tokio::spawn(async move {
-        let mut events = Box::pin(kube::runtime::watcher(api, config));
-        while let Some(event) = events.next().await {
-            use kube::runtime::watcher::Event;
-            match event {
-                Ok(Event::InitApply(live) | Event::Apply(live)) => {
-                    note.lock().expect("no panic").push(live.data["spec"]["replicas"].as_i64().expect("replicas"));
-                }
-                Ok(Event::InitDone) => tell.notify_one(),
-                _ => {}
-            }
-        }
-    });
-    tokio::time::timeout(Duration::from_secs(30), listed.notified()).await.expect("a list");
-    move || {
-        task.abort();
-        seen.lock().expect("no panic").clone()
-    }
 }

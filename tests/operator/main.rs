@@ -1,6 +1,7 @@
 //! The operator as a process, with exactly the rights that the chart gives it, on a real
 //! control plane and a real PostgreSQL.
 
+mod autoscaling;
 mod bad_input;
 mod counts;
 mod deleting;
