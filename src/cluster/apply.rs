@@ -136,19 +136,36 @@ impl<S: Clone + PartialEq> Cluster<S> {
             }
             other => other?,
         };
-        let additions = compare(body, &applied).additions;
-        if additions.is_empty() {
-            return Ok(applied);
+        self.take_out(key, body, applied).await
+    }
+
+    /// Removes what others added to an object that has all that is ours.
+    async fn take_out(&self, key: &Key, body: &Value, mut live: Value) -> Result<Value> {
+        let mut attempts = 3;
+        loop {
+            let additions = compare(body, &live).additions;
+            if additions.is_empty() {
+                return Ok(live);
+            }
+            let operations = additions.iter().map(|path| json!({"op": "remove", "path": path.pointer()})).collect();
+            match self.edit(key, &live, operations).await {
+                // Its status, most often: a rollout has begun.
+                Err(Error::Refused { class: ErrorClass::Transient, .. }) if attempts > 0 => {
+                    attempts -= 1;
+                    let Some(found) = self.read(key).await? else { return Ok(live) };
+                    live = found;
+                }
+                other => return other,
+            }
         }
-        let operations = additions.iter().map(|path| json!({"op": "remove", "path": path.pointer()})).collect();
-        self.edit(key, &applied, operations).await
     }
 
     /// Changes an object if it is still this one.
     async fn edit(&self, key: &Key, live: &Value, operations: Vec<Value>) -> Result<Value> {
         let version = live.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
-        let test = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
-        let operations = std::iter::once(test).chain(operations).collect();
+        // A write of an older version is a conflict.
+        let same = json!({"op": "replace", "path": "/metadata/resourceVersion", "value": version});
+        let operations = std::iter::once(same).chain(operations).collect();
         let operations = serde_json::from_value(Value::Array(operations))
             .map_err(|error| Error::timeout(format!("remove what was added to {key}: {error}")))?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };

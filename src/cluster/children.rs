@@ -7,9 +7,10 @@
 //! compared. So a restart writes nothing, and every edit by hand is seen.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -19,6 +20,9 @@ use crate::{
     api::{LABEL_POOL, LABEL_TENANT},
     desired::{Kind, Object},
 };
+
+/// For how long it is remembered that an object went: longer than any call takes.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Names one object in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,6 +101,10 @@ struct Maps<S> {
     by_owner: HashMap<Owner, BTreeSet<Key>>,
     /// Who would have made an object, had somebody else not taken its name.
     refused: HashMap<Key, Owner>,
+    /// Which version of an object was the last, for the answers to writes that were on their
+    /// way when it went.
+    departed: HashMap<Key, (String, u64, Instant)>,
+    departures: VecDeque<(Instant, Key)>,
 }
 
 /// The objects that the operator made, as the watches and its own writes tell.
@@ -108,10 +116,14 @@ pub struct Children<S> {
 impl<S: Clone + PartialEq> Children<S> {
     /// Knows nothing yet. `extract` picks what is to be known of an object's state.
     pub fn new(extract: Extract<S>) -> Self {
-        Self {
-            maps: Mutex::new(Maps { children: HashMap::new(), by_owner: HashMap::new(), refused: HashMap::new() }),
-            extract,
-        }
+        let maps = Maps {
+            children: HashMap::new(),
+            by_owner: HashMap::new(),
+            refused: HashMap::new(),
+            departed: HashMap::new(),
+            departures: VecDeque::new(),
+        };
+        Self { maps: Mutex::new(maps), extract }
     }
 
     /// Takes in what a watch tells of an object; returns whose reconcile has to look at it,
@@ -152,13 +164,20 @@ impl<S: Clone + PartialEq> Children<S> {
     }
 
     /// Takes in that a watch saw an object go; returns whose reconcile has to look at it.
-    pub fn gone(&self, key: &Key, uid: Option<&str>) -> Option<Owner> {
+    pub fn gone(&self, key: &Key, object: &Value) -> Option<Owner> {
+        let (uid, version) = identity(object);
         let mut maps = self.lock();
-        if uid.is_some_and(|uid| maps.children.get(key).is_none_or(|child| child.uid != uid)) {
+        maps.departs(key, &uid, version);
+        if maps.children.get(key).is_some_and(|child| child.uid != uid) {
             return None;
         }
-        let refused = maps.refused.remove(key);
-        maps.remove(key).or(refused)
+        maps.forget(key)
+    }
+
+    /// Takes in that an object is not in a list of all; returns whose reconcile has to look
+    /// at it.
+    pub fn absent(&self, key: &Key) -> Option<Owner> {
+        self.lock().forget(key)
     }
 
     /// Takes in that the name of a desired object is taken by a foreign one: when that goes,
@@ -183,7 +202,10 @@ impl<S: Clone + PartialEq> Children<S> {
             state: (self.extract)(key.kind, object),
         };
         let mut maps = self.lock();
-        if maps.children.get(key).is_some_and(|known| known.uid == child.uid && known.version > child.version) {
+        let is_older = |uid: &String, version: u64| *uid == child.uid && version > child.version;
+        if maps.children.get(key).is_some_and(|known| is_older(&known.uid, known.version))
+            || maps.departed.get(key).is_some_and(|(uid, version, _)| is_older(uid, *version))
+        {
             return;
         }
         maps.insert(key.clone(), child);
@@ -255,6 +277,24 @@ impl<S> Maps<S> {
         self.children.insert(key, child);
     }
 
+    fn forget(&mut self, key: &Key) -> Option<Owner> {
+        let refused = self.refused.remove(key);
+        self.remove(key).or(refused)
+    }
+
+    fn departs(&mut self, key: &Key, uid: &str, version: u64) {
+        while self.departures.front().is_some_and(|(when, _)| when.elapsed() > REMEMBERED) {
+            if let Some((when, key)) = self.departures.pop_front()
+                && self.departed.get(&key).is_some_and(|(_, _, last)| *last == when)
+            {
+                self.departed.remove(&key);
+            }
+        }
+        let now = Instant::now();
+        self.departed.insert(key.clone(), (uid.to_owned(), version, now));
+        self.departures.push_back((now, key.clone()));
+    }
+
     fn remove(&mut self, key: &Key) -> Option<Owner> {
         let owner = self.children.remove(key)?.owner?;
         if let Some(keys) = self.by_owner.get_mut(&owner) {
@@ -306,4 +346,58 @@ fn hash(text: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn key() -> Key {
+        Key { kind: Kind::ConfigMap, namespace: Some("pool-a-1".into()), name: "m".into() }
+    }
+
+    fn object(version: u64, pool: &str, value: &str) -> Value {
+        json!({
+            "metadata": {
+                "uid": "u", "resourceVersion": version.to_string(), "labels": {LABEL_POOL: pool},
+                "managedFields": [{"manager": "tenantry", "operation": "Apply", "fieldsV1": {}}],
+            },
+            "data": {"k": value},
+        })
+    }
+
+    fn children() -> Children<()> {
+        Children::new(|_, _| ())
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_the_objects_end_brings_nothing_back() {
+        let children = children();
+        children.wrote(&key(), 1, &object(5, "a-1", "x"));
+        assert_eq!(children.gone(&key(), &object(7, "a-1", "x")), Some(Owner::Pool("a-1".into())));
+        children.wrote(&key(), 1, &object(6, "a-1", "x"));
+        assert!(matches!(children.observe(&key(), 1), Observed::Absent), "it went after that was written");
+        children.wrote(&key(), 1, &object(8, "a-1", "x"));
+        assert!(matches!(children.observe(&key(), 1), Observed::InSync));
+    }
+
+    #[test]
+    fn whose_an_object_is_stays_whatever_its_labels_say() {
+        let children = children();
+        children.wrote(&key(), 1, &object(5, "a-1", "x"));
+        assert_eq!(children.saw(&key(), &object(6, "b-1", "x")), Some(Owner::Pool("a-1".into())));
+        assert!(children.of_owner(&Owner::Pool("b-1".into())).is_empty());
+        assert!(matches!(children.observe(&key(), 1), Observed::Changed(_)));
+    }
+
+    #[test]
+    fn who_was_refused_a_name_is_told_when_it_is_free() {
+        let children = children();
+        let foreign = json!({"metadata": {"uid": "f", "resourceVersion": "3"}});
+        assert_eq!(children.saw(&key(), &foreign), None);
+        children.refused(&key(), &object(0, "a-1", "x"));
+        assert_eq!(children.gone(&key(), &foreign), Some(Owner::Pool("a-1".into())));
+    }
 }

@@ -170,12 +170,18 @@ fn collect_additions(
         if path.is_empty() && step == Step::Key("status".into()) {
             continue;
         }
-        if !ours && (step == Step::Key("metadata".into()) || step == Step::Key(RESTARTED_AT.into())) {
+        let whole = path.is_empty() && step == Step::Key("metadata".into());
+        if !ours && (whole || step == Step::Key(RESTARTED_AT.into())) {
             continue;
         }
         let wanted = desired.and_then(|desired| resolve(key, desired)).map(|(_, wanted)| wanted);
+        let annotations = step == Step::Key("annotations".into());
         path.push(step);
         match (wanted, below) {
+            // One by one: not all of them are to go.
+            (None, Value::Object(below)) if annotations && !below.is_empty() => {
+                collect_additions(below, None, Some(found), ours, path, additions);
+            }
             (None, _) => additions.push(Path(path.clone())),
             (Some(wanted), Value::Object(below)) => {
                 collect_additions(below, Some(wanted), Some(found), ours, path, additions);
@@ -335,11 +341,11 @@ mod tests {
 
     #[test]
     fn a_restart_that_a_person_asked_for_stays() {
-        let desired = json!({"spec": {"template": {"metadata": {"annotations": {"a": "1"}}}}});
+        let desired = json!({"spec": {"template": {"metadata": {"labels": {"a": "1"}}}}});
         let annotations = json!({"f:kubectl.kubernetes.io/restartedAt": {}, "f:spy": {}});
         let found = live(
             json!({"metadata": {}, "spec": {"template": {"metadata": {"annotations": {
-                "a": "1", "kubectl.kubernetes.io/restartedAt": "2026-11-01T00:00:00Z", "spy": "on",
+                "kubectl.kubernetes.io/restartedAt": "2026-11-01T00:00:00Z", "spy": "on",
             }}}}}),
             json!([entry(
                 "kubectl-rollout",

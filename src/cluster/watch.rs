@@ -136,7 +136,7 @@ pub async fn watch_children<S>(
             Event::InitDone => {
                 for key in children.of_kind(kind, namespace.as_deref()) {
                     if !listed.contains(&key) {
-                        children.gone(&key, None).map(&mut tell);
+                        children.absent(&key).map(&mut tell);
                     }
                 }
                 listed = HashSet::new();
@@ -146,7 +146,8 @@ pub async fn watch_children<S>(
                 saw(&children, &key_of(kind, &object), &object).map(&mut tell);
             }
             Event::Delete(object) => {
-                children.gone(&key_of(kind, &object), object.metadata.uid.as_deref()).map(&mut tell);
+                let whole = serde_json::to_value(&object).ok();
+                whole.and_then(|whole| children.gone(&key_of(kind, &object), &whole)).map(&mut tell);
             }
         }
     }

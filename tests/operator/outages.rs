@@ -138,7 +138,8 @@ async fn the_definition_goes(ground: &Ground, admin: &tokio_postgres::Client) {
         eventually(async || definitions.get_opt(definition).await.expect("an answer").is_none().then_some(())).await;
     assert!(gone.is_some(), "the definition does not go");
     assert_eq!(rows(admin, live).await, [""; 0]);
-    let retained = "SELECT name FROM tenantry.tenant WHERE state = 'Retained' AND name <> 'kept' ORDER BY 1";
+    let retained =
+        "SELECT name FROM tenantry.tenant WHERE state = 'Retained' AND name NOT IN ('afterwards', 'kept') ORDER BY 1";
     assert_eq!(rows(admin, retained).await, before, "every Tenant was finalized as Retain");
 
     let definition = documents(&root().join("crds/tenants.tenantry.io.yaml")).remove(0);
