@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kube::{
     Api, Client,
     api::{DynamicObject, ListParams},
-    discovery::{Discovery, Scope, verbs as can},
+    discovery::{ApiGroup, Discovery, Scope, verbs as can},
 };
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ fn calls(ground: &Ground, since: devcluster::AuditMark, tenant: &str) -> BTreeMa
 async fn everything(client: &Client) -> BTreeSet<String> {
     let discovery = Discovery::new(client.clone()).run().await.expect("discovery");
     let mut found = BTreeSet::new();
-    for (resource, capabilities) in discovery.groups().flat_map(|group| group.recommended_resources()) {
+    for (resource, capabilities) in discovery.groups().flat_map(ApiGroup::recommended_resources) {
         let passing = ["Event", "Lease", "APIService", "Node", "PodMetrics"].contains(&resource.kind.as_str());
         if passing || !capabilities.supports_operation(can::LIST) {
             continue;
