@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     sync::{Semaphore, watch},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{failure::Failure, world::World};
@@ -19,6 +19,11 @@ use crate::{
 /// How long a reconcile waits for migrations before it goes on without them, at most: most
 /// take milliseconds, and a new tenant is then ready in one pass.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// After how long a run that failed for good is tried again all the same: what made it fail
+/// may have been in the tenant's rows, of which no watch tells. Shorter than a tenant with
+/// such a failure waits to be looked at.
+const RETRY: Duration = Duration::from_secs(200);
 
 /// Where a tenant's migrations are run.
 #[derive(Clone)]
@@ -34,14 +39,25 @@ pub(super) struct Target {
 enum State {
     Running,
     Succeeded,
-    Failed(Failure),
+    Failed(Failure, Instant),
 }
 
 struct Run {
-    /// Which files, by checksums: a failed run is not repeated until they change, or a
-    /// transient failure's time has come.
+    /// Which files, by checksums.
     files: Vec<String>,
     state: watch::Receiver<State>,
+}
+
+impl Run {
+    /// Whether it stands for these files: it is under way, or has ended with them so lately
+    /// that it would not end otherwise now.
+    fn holds_for(&self, files: &[String], now: Instant) -> bool {
+        match &*self.state.borrow() {
+            State::Running => true,
+            State::Succeeded => self.files == files,
+            State::Failed(_, ended) => self.files == files && now.duration_since(*ended) < RETRY,
+        }
+    }
 }
 
 /// The runs that are under way, and those that failed.
@@ -140,7 +156,7 @@ pub(super) async fn migrate(
             world.migrations.forget(&target.id);
             Tables::Current
         }
-        State::Failed(failure) => {
+        State::Failed(failure, _) => {
             if failure.class != super::failure::Class::Permanent {
                 world.migrations.forget(&target.id);
             }
@@ -154,7 +170,7 @@ fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::R
     let checksums: Vec<String> = files.iter().map(|file| format!("{}:{}", file.name, file.checksum)).collect();
     let mut runs = world.migrations.lock();
     if let Some(run) = runs.get(&target.id)
-        && (run.files == checksums || matches!(*run.state.borrow(), State::Running))
+        && run.holds_for(&checksums, Instant::now())
     {
         return run.state.clone();
     }
@@ -163,7 +179,8 @@ fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::R
     let (world, target) = (Arc::clone(world), target.clone());
     tokio::spawn(async move {
         let result = run(&world, &target, &files).await;
-        let _ = sender.send(result.map_or_else(State::Failed, |()| State::Succeeded));
+        let failed = |failure| State::Failed(failure, Instant::now());
+        let _ = sender.send(result.map_or_else(failed, |()| State::Succeeded));
         // Whoever waited no longer is told by the next reconcile.
         world.queues.tenants.push(&target.tenant);
     });
@@ -182,4 +199,21 @@ async fn run(world: &World, target: &Target, files: &[Migration]) -> Result<(), 
         connected.set_record(&target.database, record);
     }
     outcome.map(drop).map_err(|error| Failure { reason: "MigrationFailed", ..Failure::from(error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_for_good_stands_until_the_files_change_or_its_time_is_over() {
+        let (sender, state) = watch::channel(State::Running);
+        let now = Instant::now();
+        let (old, new) = (["1:a".to_owned()], ["1:b".to_owned()]);
+        let run = Run { files: old.to_vec(), state };
+        assert!(run.holds_for(&new, now), "two runs of one tenant would be in each other's way");
+        sender.send_replace(State::Failed(Failure::permanent("MigrationFailed", "1"), now));
+        assert!(run.holds_for(&old, now) && !run.holds_for(&new, now));
+        assert!(!run.holds_for(&old, now + RETRY));
+    }
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{ConditionType, DatabaseServer, DatabaseServerStatus, TlsMode, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
-    database::{Endpoint, Password, Server, ServerConfig, ServerInfo, Timeouts, Tls},
+    database::{Endpoint, Password, Purpose, Server, ServerConfig, ServerInfo, Timeouts, Tls},
     desired::{join_faults, server_faults},
 };
 
@@ -216,12 +216,20 @@ async fn write(
     verdicts: &[Verdict],
 ) -> Outcome {
     let old = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
-    let connected = world.databases.get(&server.name_any());
+    let name = server.name_any();
+    // Where two DatabaseServers lead to one PostgreSQL, a pool's database is its own server's.
+    let is_here = |connected: &Connected, database: &str| match connected.purpose(database) {
+        Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
+        _ => true,
+    };
+    let databases = world.databases.get(&name).map_or(old.databases, |connected| {
+        let here = connected.names().iter().filter(|database| is_here(&connected, database)).count();
+        i64::try_from(here).unwrap_or(i64::MAX)
+    });
     let status = DatabaseServerStatus {
         observed_generation: server.metadata.generation,
         version: info.map(|info| version(info.version)).or_else(|| old.version.clone()),
-        databases: connected
-            .map_or(old.databases, |connected| i64::try_from(connected.names().len()).unwrap_or(i64::MAX)),
+        databases,
         tenants,
         conditions: merge_conditions(&old.conditions, verdicts, server.metadata.generation, now()),
     };

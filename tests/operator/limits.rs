@@ -94,7 +94,7 @@ async fn a_suspended_tenant_is_locked_out_and_comes_back_as_it_was() {
     assert_eq!(suspended.status.as_ref().and_then(|status| status.suspended), Some(true));
     assert_eq!(read(&client, &route(&suspended)).await, None, "no way leads to a suspended tenant");
     assert!(session.batch_execute("SELECT 1").await.is_err(), "a session that was open is ended");
-    let refusal = log_in(&before).await.err().expect("no new one is let in");
+    let refusal = log_in(&before).await.expect_err("no new one is let in");
     assert_eq!(refusal.code().map(tokio_postgres::error::SqlState::code), Some("28000"), "{refusal}");
     assert_eq!(credentials(&client, &suspended).await, before, "the Secret stays");
 

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use devcluster::Options;
 use serde_json::json;
 
-use super::ground::{Ground, OPERATOR, await_tenant, is, ready_tenant};
+use super::{
+    ground::{Ground, OPERATOR, apply, await_tenant, is, ready_tenant, tenant},
+    steps::{migrations, stalled},
+    verbs::{application, of, ours, patch},
+};
 
 /// For how long nothing may be written.
 const REST: Duration = Duration::from_secs(8);
@@ -18,6 +22,7 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     for name in ["a", "ab", "a-b"] {
         ready_tenant(&ground.client, name, json!({})).await;
     }
+    in_every_other_state(&ground).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let writes = async |what: &str| {
         let audit = ground.cluster.audit();
@@ -48,4 +53,27 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     // It does work again: a new tenant becomes Ready.
     ready_tenant(&ground.client, "after", json!({})).await;
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}
+
+/// Tenants that are not Ready, each for another reason.
+async fn in_every_other_state(ground: &Ground) {
+    let client = &ground.client;
+    ready_tenant(client, "suspended", json!({})).await;
+    patch(client, &ours("Tenant", "suspended"), &json!({"spec": {"suspended": true}})).await;
+    stalled(client, "suspended", "Suspended", &[]).await;
+    // One that ran before, and one that never did.
+    ready_tenant(client, "stalled", json!({})).await;
+    patch(client, &ours("Tenant", "stalled"), &json!({"spec": {"plan": "none"}})).await;
+    stalled(client, "stalled", "UnknownPlan", &[]).await;
+    apply(client, &tenant("lost", json!({"spec": {"plan": "none"}}))).await.expect("a Tenant");
+    stalled(client, "lost", "UnknownPlan", &[]).await;
+    apply(client, &migrations("broken", &[("001.sql", "SELECT 1 / 0")])).await.expect("a ConfigMap");
+    application(client, "broken", json!({"migrations": {"sql": {"configMaps": [{"name": "broken"}]}}})).await;
+    apply(client, &tenant("broken", of("broken", json!({})))).await.expect("a Tenant");
+    stalled(client, "broken", "MigrationFailed", &[]).await;
+    ground.server(client, "tiny", json!({"capacity": {"databases": 1, "schemasPerDatabase": 1}})).await;
+    application(client, "narrow", json!({"database": {"pooled": {"servers": ["tiny"]}}})).await;
+    ready_tenant(client, "placed", of("narrow", json!({}))).await;
+    apply(client, &tenant("waiting", of("narrow", json!({})))).await.expect("a Tenant");
+    await_tenant(client, "waiting", "waiting", |tenant| is(tenant, "Placed", "False")).await;
 }
