@@ -45,6 +45,9 @@ pub(super) fn privileges(tenants: &str) -> String {
     PRIVILEGES.replace("{tenants}", &ident(tenants))
 }
 
+/// How often the making of the server's own roles is tried again when somebody else was faster.
+const OWNER_RACES: usize = 5;
+
 impl Server {
     /// Makes the database, its schema `tenantry` and the privileges around it, or brings them up
     /// to date. Nothing to do costs two statements. A database of that name that another
@@ -129,8 +132,23 @@ impl Server {
         Ok(())
     }
 
-    /// The roles that the operator needs on a server, and the admin's way to them.
+    /// The roles that the operator needs on a server, and the admin's way to them. Databases
+    /// that are made at the same time make these at the same time: who comes second looks again.
     async fn ensure_owner(&self) -> Result<()> {
+        let lost_race = |error: &Error| {
+            let concurrent = error.sqlstate() == Some("XX000") && error.to_string().contains("concurrently");
+            concurrent || error.is(&SqlState::DUPLICATE_OBJECT) || error.is(&SqlState::UNIQUE_VIOLATION)
+        };
+        for _ in 0..OWNER_RACES {
+            match self.try_ensure_owner().await {
+                Err(error) if lost_race(&error) => {}
+                done => return done,
+            }
+        }
+        self.try_ensure_owner().await
+    }
+
+    async fn try_ensure_owner(&self) -> Result<()> {
         let facts = self.facts().await?;
         let mut admin = self.admin().await?;
         let query = "
@@ -172,10 +190,7 @@ impl Server {
             return Ok(());
         }
         admin.run_unfenced("can't make role tenantry_owner", &script).await.map(drop).map_err(|error| {
-            if error.is(&SqlState::DUPLICATE_OBJECT) || error.is(&SqlState::UNIQUE_VIOLATION) {
-                // Another database is being made at the same time.
-                Error::transient(error.to_string())
-            } else if error.sqlstate() == Some("42501") {
+            if error.sqlstate() == Some("42501") {
                 error.explained(format!(
                     "the admin {:?} is not a member of role tenantry_owner, which exists: run GRANT tenantry_owner TO {} WITH ADMIN OPTION",
                     facts.name,

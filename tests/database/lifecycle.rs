@@ -257,7 +257,12 @@ async fn a_large_schema_is_dropped_in_parts() {
         "53200",
         "too large for one transaction"
     );
-    assert_eq!(ground.server.drop_tenant(&ground.database, &guest.id).await.expect("dropped"), DropOutcome::Gone);
+    // The server's lock table is small here, and others use it, too: what is transient is tried again.
+    until("the schema is dropped", async || {
+        let dropped = ground.server.drop_tenant(&ground.database, &guest.id).await;
+        dropped.inspect_err(|error| assert_eq!(error.class(), ErrorClass::Transient, "{error}")).is_ok()
+    })
+    .await;
     assert!(roles_and_schemas(&ground, &guest.id).await.is_empty());
 }
 
