@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{routes::push_all, tenant, world::World};
 use crate::{
-    api::{Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
+    api::{Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, TenantStatus, find_condition, is_true},
     cluster::Change,
     desired::{hosts::Claim, naming},
 };
@@ -167,8 +167,17 @@ pub(super) fn server_changed(world: &Arc<World>, change: &Change<DatabaseServer>
         }
         world.push_tenants(|tenant| affected.contains(&tenant.spec.application));
     }
-    if significant || reachable(change.old.as_ref()) != reachable(change.new.as_ref()) {
+    let (before, now) = (reachable(change.old.as_ref()), reachable(change.new.as_ref()));
+    if significant || before != now {
         world.push_pools(|pool| pool.spec.server == name);
+    }
+    // Those that could not reach it have waited longer and longer.
+    if before != now && now.as_deref() == Some("True") {
+        let is_here = |status: &TenantStatus| status.database.as_ref().is_some_and(|it| it.server == name);
+        world.push_tenants(|tenant| {
+            let status = tenant.status.as_ref();
+            status.is_some_and(|status| is_here(status) && !is_true(&status.conditions, ConditionType::Ready))
+        });
     }
 }
 

@@ -94,6 +94,12 @@ impl Connected {
         answer
     }
 
+    /// Somebody could not reach the server: what it said last counts no longer. False if it
+    /// did not count before.
+    pub(super) fn doubt(&self) -> bool {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
     /// In how long the server is to be asked again how it is.
     pub(super) fn check_due(&self, interval: Duration) -> Duration {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);

@@ -67,6 +67,11 @@ impl Breaker {
     /// A connection that stood was lost, or no longer answers.
     pub(super) fn lost(&self, why: &Error) {
         let mut state = self.state();
+        // Many connections are lost at once when a server goes: that is one failure, and its
+        // pause must not be as long as after as many attempts.
+        if state.away.as_ref().is_some_and(|away| away.until > Instant::now()) {
+            return;
+        }
         let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(16)).min(self.longest);
         state.failures = state.failures.saturating_add(1);
         state.away = Some(Away { until: Instant::now() + pause, why: why.clone() });
@@ -116,6 +121,18 @@ mod tests {
         breaker.attempt().expect("a probe that was given up makes room").succeeded();
         breaker.attempt().expect("closed again");
         breaker.attempt().expect("for everybody");
+    }
+
+    #[test]
+    fn what_fails_together_counts_once() {
+        let breaker = Breaker::new(Duration::from_secs(60));
+        let attempts: Vec<_> = (0..10).map(|_| breaker.attempt().expect("closed at first")).collect();
+        for attempt in attempts {
+            attempt.failed(&Error::transient("down"));
+        }
+        breaker.lost(&Error::transient("reset"));
+        let away = breaker.state().away.clone().expect("open");
+        assert!(away.until.saturating_duration_since(Instant::now()) <= FIRST_PAUSE);
     }
 
     #[test]

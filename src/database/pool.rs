@@ -169,7 +169,9 @@ impl Pool {
 
     /// Logs in through the tenants' endpoint.
     pub(super) async fn visit(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
-        let attempt = self.endpoint_breaker.attempt()?;
+        // Where tenants go the operator's own way, what one finds out holds for the other.
+        let same = self.config.endpoint.is_none();
+        let attempt = if same { self.breaker.attempt()? } else { self.endpoint_breaker.attempt()? };
         let place = self.place(&self.places).await?;
         let opened = self.log_in(login).await;
         match &opened {

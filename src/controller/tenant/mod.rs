@@ -40,28 +40,49 @@ pub(super) struct Case<'a> {
 }
 
 pub(super) async fn reconcile(tenant: Arc<Tenant>, world: Arc<World>) -> Outcome {
-    if super::is_paused(&*tenant) {
+    let outcome = look_at(&tenant, &world).await;
+    if let Err(failure) = &outcome
+        && failure.class == Class::Transient
+        && ["DatabaseUnavailable", "MigrationFailed"].contains(&failure.reason)
+    {
+        doubt_server(&tenant, &world);
+    }
+    outcome
+}
+
+/// A tenant could not reach its server: the server is looked at now, and not when its time
+/// comes, so that its tenants are told when it is back.
+fn doubt_server(tenant: &Tenant, world: &World) {
+    if let Some(place) = place::known(tenant, world)
+        && world.databases.get(&place.server).is_some_and(|connected| connected.doubt())
+    {
+        world.queues.servers.push(&place.server);
+    }
+}
+
+async fn look_at(tenant: &Tenant, world: &Arc<World>) -> Outcome {
+    if super::is_paused(tenant) {
         return Ok(None);
     }
     let name = tenant.name_any();
     if tenant.metadata.deletion_timestamp.is_some() {
-        return finalize::finalize(&tenant, &world).await;
+        return finalize::finalize(tenant, world).await;
     }
     let (plan, application) = (world.plan(&tenant.spec.plan), world.application(&tenant.spec.application));
-    let checked = effective(&tenant, plan.as_deref(), application.as_deref(), &*world);
+    let checked = effective(tenant, plan.as_deref(), application.as_deref(), &**world);
     let (Ok(effective), Some(plan), Some(application)) = (&checked, &plan, &application) else {
-        return stalled(&tenant, &world, checked.err().unwrap_or_default()).await;
+        return stalled(tenant, world, checked.err().unwrap_or_default()).await;
     };
     let faults = world.shared.hosts().faults(&name);
     if !faults.is_empty() {
-        return stalled(&tenant, &world, faults).await;
+        return stalled(tenant, world, faults).await;
     }
-    if let Some(fault) = tier_fault(&tenant, effective.tier) {
-        return stalled(&tenant, &world, vec![fault]).await;
+    if let Some(fault) = tier_fault(tenant, effective.tier) {
+        return stalled(tenant, world, vec![fault]).await;
     }
-    add_finalizer(world.cluster.client(), &*tenant).await?;
+    add_finalizer(world.cluster.client(), tenant).await?;
     let hosts = world.shared.hosts().granted(&name);
-    let case = Case { tenant: &tenant, name: &name, plan, application, effective, hosts, world: &world };
+    let case = Case { tenant, name: &name, plan, application, effective, hosts, world };
     run(&case).await
 }
 
