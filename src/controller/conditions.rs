@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::failure::{Class, Failure};
-use crate::api::{ConditionType, Verdict};
+use crate::api::{ConditionType, Reason, Verdict};
 
 /// The time, for conditions' transitions.
 pub(super) fn now() -> Timestamp {
@@ -16,6 +16,8 @@ pub(super) struct Concerns {
     verdicts: Vec<Verdict>,
     /// The first concern that doesn't hold, with how to react.
     blocked: Option<Failure>,
+    /// Why the object is not to be ready, where that is just what its spec asks for.
+    rest: Option<(Reason, &'static str)>,
 }
 
 impl Concerns {
@@ -30,11 +32,18 @@ impl Concerns {
         self.blocked.get_or_insert(failure);
     }
 
+    /// A concern doesn't hold, as it should be: nobody has to act, and nothing is under way.
+    pub(super) fn rests(&mut self, kind: ConditionType, reason: Reason, message: &'static str) {
+        self.verdicts.push(Verdict::no(kind, reason, message));
+        self.rest = Some((reason, message));
+    }
+
     /// What every concern comes to: `Ready`, with `Reconciling` or `Stalled` while true.
     pub(super) fn verdicts(&self, ready_message: &str) -> Vec<Verdict> {
-        let mut verdicts = match &self.blocked {
-            None => vec![Verdict::yes(ConditionType::Ready, "Ready", ready_message)],
-            Some(failure) => Self::not_ready(failure),
+        let mut verdicts = match (&self.blocked, self.rest) {
+            (Some(failure), _) => Self::not_ready(failure),
+            (None, Some((reason, message))) => vec![Verdict::no(ConditionType::Ready, reason, message)],
+            (None, None) => vec![Verdict::yes(ConditionType::Ready, "Ready", ready_message)],
         };
         verdicts.extend(self.verdicts.iter().cloned());
         verdicts

@@ -91,7 +91,10 @@ async fn a_suspended_tenant_is_locked_out_and_comes_back_as_it_was() {
             && condition(&status.conditions, "Ready").is_some_and(|it| it.reason == "Suspended")
     })
     .await;
-    assert_eq!(suspended.status.as_ref().and_then(|status| status.suspended), Some(true));
+    let status = suspended.status.as_ref().expect("a status");
+    assert_eq!(status.suspended, Some(true));
+    let at_work = |kind| condition(&status.conditions, kind);
+    assert_eq!((at_work("Stalled"), at_work("Reconciling")), (None, None), "it is as it should be");
     assert_eq!(read(&client, &route(&suspended)).await, None, "no way leads to a suspended tenant");
     assert!(session.batch_execute("SELECT 1").await.is_err(), "a session that was open is ended");
     let refusal = log_in(&before).await.expect_err("no new one is let in");

@@ -60,7 +60,7 @@ async fn in_every_other_state(ground: &Ground) {
     let client = &ground.client;
     ready_tenant(client, "suspended", json!({})).await;
     patch(client, &ours("Tenant", "suspended"), &json!({"spec": {"suspended": true}})).await;
-    stalled(client, "suspended", "Suspended", &[]).await;
+    await_tenant(client, "suspended", "suspended", |tenant| is(tenant, "Ready", "False")).await;
     // One that ran before, and one that never did.
     ready_tenant(client, "stalled", json!({})).await;
     patch(client, &ours("Tenant", "stalled"), &json!({"spec": {"plan": "none"}})).await;

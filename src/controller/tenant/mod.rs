@@ -169,14 +169,8 @@ async fn serve(case: &Case<'_>, place: &Place, concerns: &mut Concerns, report: 
         Err(failure) => concerns.fails(ConditionType::RouteReady, failure),
     }
     if case.effective.suspended {
-        concerns.fails(
-            ConditionType::WorkloadReady,
-            Failure {
-                class: Class::Permanent,
-                reason: "Suspended",
-                message: "suspended: logins are locked and the route is removed; the data stays".into(),
-            },
-        );
+        let message = "suspended: logins are locked and the route is removed; the data stays";
+        concerns.rests(ConditionType::WorkloadReady, "Suspended", message);
     }
     next
 }
