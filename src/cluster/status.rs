@@ -57,10 +57,7 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
     /// Writes a status where it differs from the newest known one; returns whether it did.
     pub async fn write<K>(&self, client: &Client, object: &K, observed: Option<&T>, status: &T) -> Result<bool>
     where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
-            + Clone
-            + DeserializeOwned
-            + std::fmt::Debug,
+        K: GroupResource,
     {
         if self.current(object, observed).as_ref() == Some(status) {
             return Ok(false);
@@ -100,10 +97,7 @@ fn version_of<K: Resource>(object: &K) -> u64 {
 /// Puts our finalizer on an object that lacks it.
 pub async fn add_finalizer<K>(client: &Client, object: &K) -> Result<()>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: GroupResource,
 {
     let finalizers = object.finalizers();
     if finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -118,10 +112,7 @@ where
 /// Takes our finalizer off an object. Those of others stay.
 pub async fn remove_finalizer<K>(client: &Client, object: &K) -> Result<()>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: GroupResource,
 {
     let finalizers = object.finalizers();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -134,10 +125,7 @@ where
 /// Replaces the list if it is still what it was, on the object that it was.
 async fn patch_finalizers<K>(client: &Client, object: &K, seen: &Value, wanted: &[String]) -> Result<()>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: GroupResource,
 {
     let name = object.name_any();
     let what = format!("change the finalizers of {} {name}", K::kind(&()));
