@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use k8s_openapi::ByteString;
@@ -11,9 +12,13 @@ use k8s_openapi::ByteString;
 use super::{failure::Failure, namespaces, world::World};
 use crate::{
     api::Application,
-    cluster::{Key, Owner},
+    cluster::{self, Applied, ErrorClass, Key, Owner},
     desired::{Kind, Object, SharedContent, naming},
 };
+
+/// How long it is waited, again and again, for the rights in a namespace that was made just now.
+/// The API server's authorizer learns of them from a watch of its own, which tells nobody.
+const RIGHTS_ARRIVE: [Duration; 5] = [10, 20, 40, 80, 160].map(Duration::from_millis);
 
 /// The objects of one owner in a namespace of its own, while they are applied.
 ///
@@ -23,6 +28,8 @@ pub(super) struct Namespaced<'a> {
     world: &'a Arc<World>,
     owner: Owner,
     namespace: &'a str,
+    /// Whether the namespace was made by this look at it.
+    is_new: bool,
     wanted: HashSet<Key>,
     /// The first object that was refused.
     failure: Option<Failure>,
@@ -31,7 +38,7 @@ pub(super) struct Namespaced<'a> {
 impl<'a> Namespaced<'a> {
     /// Begins with the namespace of an owner.
     pub(super) fn new(world: &'a Arc<World>, owner: Owner, namespace: &'a str) -> Self {
-        Self { world, owner, namespace, wanted: HashSet::new(), failure: None }
+        Self { world, owner, namespace, is_new: false, wanted: HashSet::new(), failure: None }
     }
 
     /// Brings objects to what is desired, in their order. One that is refused doesn't keep
@@ -43,20 +50,41 @@ impl<'a> Namespaced<'a> {
     pub(super) async fn apply(&mut self, objects: impl IntoIterator<Item = Object>) -> Result<(), Failure> {
         for object in objects {
             let rights = object.kind == Kind::RoleBinding && object.name == naming::NAMESPACE_ROLE;
-            let applied = self.world.cluster.apply(&object).await;
+            let applied = self.apply_one(&object).await;
             self.keep(Key::of(&object));
-            if let Err(error) = applied {
-                let error = Failure::from(error);
-                if rights || object.kind == Kind::Namespace {
-                    return Err(error);
+            match applied {
+                Ok(applied) => self.is_new |= object.kind == Kind::Namespace && applied == Applied::Created,
+                Err(error) => {
+                    let error = Failure::from(error);
+                    if rights || object.kind == Kind::Namespace {
+                        return Err(error);
+                    }
+                    self.failure.get_or_insert(error);
                 }
-                self.failure.get_or_insert(error);
             }
             if rights {
-                namespaces::watch(self.world, self.namespace);
+                namespaces::watch(self.world, self.namespace, &self.owner);
             }
         }
         Ok(())
+    }
+
+    async fn apply_one(&self, object: &Object) -> cluster::Result<Applied> {
+        let cluster = &self.world.cluster;
+        if !self.is_new {
+            return cluster.apply(object).await;
+        }
+        let mut pauses = RIGHTS_ARRIVE.iter();
+        loop {
+            match cluster.apply_first(object).await {
+                // The rights that were given just now arrive a moment later.
+                Err(error) if error.class() == ErrorClass::Waiting => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(*pause).await,
+                    None => return Err(error),
+                },
+                other => return other,
+            }
+        }
     }
 
     /// Notes that an object is wanted that somebody else applies.

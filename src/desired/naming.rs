@@ -82,6 +82,23 @@ pub fn pool_namespace(pool: &str) -> String {
     Pool::namespace_name(pool)
 }
 
+/// The namespace of a tenant of tier bridge or dedicated.
+pub fn tenant_namespace(tenant: &str) -> String {
+    format!("tenant-{tenant}")
+}
+
+/// The `number`th database that bridge tenants of an application share: at most 63 bytes, so
+/// never cut by PostgreSQL. No two applications have the same, since the number comes last.
+pub fn bridge_database(application: &str, number: usize) -> String {
+    format!("bridge_{}_{number}", application.replace('-', "_"))
+}
+
+/// The database of a dedicated tenant, by its opaque id: the customer's name is nobody's
+/// business in `pg_database`, which every login can read.
+pub fn dedicated_database(id: &str) -> String {
+    format!("dedicated_{}", id.trim_start_matches("t_"))
+}
+
 /// The `number`th pool of an application.
 pub fn pool_name(application: &str, number: usize) -> String {
     format!("{application}-{number}")
