@@ -70,12 +70,15 @@ pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -
 /// the meters keeps the limits that it had, and its Tenants say so.
 pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failure> {
     let name = plan.name_any();
-    let servers = world.databases.all();
-    let databases = servers.iter().flat_map(|(_, connected)| {
-        let names = connected.names().into_iter();
-        names.filter(|database| concerns(world, connected, database, plan, &name)).map(move |name| (connected, name))
-    });
-    let outcomes = databases.map(|(connected, database)| async move { ensure(connected, &database, plan).await });
+    let mut outcomes = Vec::new();
+    for (_, connected) in world.databases.all() {
+        for database in connected.names() {
+            if concerns(world, &connected, &database, plan, &name) {
+                let connected = Arc::clone(&connected);
+                outcomes.push(async move { ensure(&connected, &database, plan).await });
+            }
+        }
+    }
     // Each dedicated tenant has a database of its own: one after the other takes its time.
     let outcomes: Vec<_> = futures::stream::iter(outcomes).buffer_unordered(DATABASES_AT_A_TIME).collect().await;
     outcomes.into_iter().collect()

@@ -66,9 +66,16 @@ pub(super) fn watch(world: &Arc<World>, namespace: &str, owner: &Owner) {
     });
 }
 
-/// Gives a namespace up.
+/// Gives a namespace up, and with it what was known of its Secrets and ConfigMaps.
 pub(super) fn unwatch(world: &World, namespace: &str) {
     world.shared.end_namespace(namespace);
+    let children = world.cluster.children();
+    for kind in KINDS {
+        for key in children.of_kind(kind, Some(namespace)) {
+            // Nobody has to look at what goes with its namespace.
+            let _ = children.absent(&key);
+        }
+    }
 }
 
 /// Looks again at whom an object belongs to.

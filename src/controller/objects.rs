@@ -9,16 +9,20 @@ use std::{
 
 use k8s_openapi::ByteString;
 
-use super::{failure::Failure, namespaces, world::World};
+use super::{failure::Failure, namespaces, state::ChildState, world::World};
 use crate::{
     api::Application,
     cluster::{self, Applied, ErrorClass, Key, Owner},
-    desired::{Kind, Object, SharedContent, naming},
+    desired::{
+        Kind, Object, SharedContent,
+        availability::{ComponentState, component_state},
+        naming,
+    },
 };
 
-/// How long it is waited, again and again, for the rights in a namespace that was made just now.
+/// How many milliseconds it is waited, again and again, for the rights in a namespace that was made just now.
 /// The API server's authorizer learns of them from a watch of its own, which tells nobody.
-const RIGHTS_ARRIVE: [Duration; 5] = [10, 20, 40, 80, 160].map(Duration::from_millis);
+const RIGHTS_ARRIVE: [u64; 5] = [10, 20, 40, 80, 160];
 
 /// The objects of one owner in a namespace of its own, while they are applied.
 ///
@@ -79,7 +83,7 @@ impl<'a> Namespaced<'a> {
             match cluster.apply_first(object).await {
                 // The rights that were given just now arrive a moment later.
                 Err(error) if error.class() == ErrorClass::Waiting => match pauses.next() {
-                    Some(pause) => tokio::time::sleep(*pause).await,
+                    Some(pause) => tokio::time::sleep(Duration::from_millis(*pause)).await,
                     None => return Err(error),
                 },
                 other => return other,
@@ -105,6 +109,18 @@ impl<'a> Namespaced<'a> {
         }
         self.failure.map_or(Ok(()), Err)
     }
+}
+
+/// Whether each component of an application serves, from the live Deployments of a namespace.
+pub(super) fn component_states(world: &World, namespace: &str, application: &Application) -> Vec<ComponentState> {
+    let state = |component: &String| {
+        let key = Key { kind: Kind::Deployment, namespace: Some(namespace.to_owned()), name: component.clone() };
+        match world.cluster.children().state(&key) {
+            Some(ChildState::Component(state)) => state,
+            _ => component_state(component, None),
+        }
+    };
+    application.spec.components.iter().map(|component| state(&component.name)).collect()
 }
 
 /// The contents of the Application's shared objects that are there; one that is missing is a

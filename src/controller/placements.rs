@@ -9,13 +9,32 @@ use crate::api::PoolSpec;
 pub(super) enum Cell {
     /// A Pool, by name.
     Pool(String),
-    /// A database of bridge tenants, or of one dedicated tenant.
-    Database {
+    /// A database that bridge tenants of an Application share.
+    Bridge {
+        /// The Application's name.
+        application: String,
         /// The DatabaseServer's name.
         server: String,
         /// The database on it.
         database: String,
     },
+    /// The database of one dedicated tenant.
+    Dedicated {
+        /// The DatabaseServer's name.
+        server: String,
+        /// The database on it.
+        database: String,
+    },
+}
+
+impl Cell {
+    /// Server and database, but for a Pool, which knows its own.
+    fn database(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Pool(_) => None,
+            Self::Bridge { server, database, .. } | Self::Dedicated { server, database } => Some((server, database)),
+        }
+    }
 }
 
 /// Placements by the Tenant's UID. Changed under one lock together with the choice itself,
@@ -61,9 +80,20 @@ impl Placements {
         self.count(&Cell::Pool(pool.to_owned()))
     }
 
-    /// Whether a tenant is in a cell.
-    pub(super) fn is_in(&self, uid: &str, cell: &Cell) -> bool {
-        self.cell_of(uid) == Some(cell)
+    /// The databases that bridge tenants of any Application are placed in: Application, server
+    /// and database.
+    pub(super) fn bridges(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.tenants_of.keys().filter_map(|cell| match cell {
+            Cell::Bridge { application, server, database } => {
+                Some((application.as_str(), server.as_str(), database.as_str()))
+            }
+            _ => None,
+        })
+    }
+
+    /// The tenants in a cell, by UID.
+    pub(super) fn tenants_in(&self, cell: &Cell) -> impl Iterator<Item = &str> {
+        self.tenants_of.get(cell).into_iter().flatten().map(String::as_str)
     }
 
     /// The databases on a server that tenants of tiers bridge and dedicated are placed in, made
@@ -80,12 +110,12 @@ impl Placements {
 
     /// Places a tenant.
     pub(super) fn place(&mut self, uid: &str, cell: Cell) {
-        if self.is_in(uid, &cell) {
+        if self.cell_of(uid) == Some(&cell) {
             return;
         }
         self.release(uid);
-        if let Cell::Database { server, database } = &cell {
-            self.databases_on.entry(server.clone()).or_default().insert(database.clone());
+        if let Some((server, database)) = cell.database() {
+            self.databases_on.entry(server.to_owned()).or_default().insert(database.to_owned());
         }
         self.cell_of.insert(uid.to_owned(), cell.clone());
         self.tenants_of.entry(cell).or_default().insert(uid.to_owned());
@@ -105,7 +135,7 @@ impl Placements {
     }
 
     fn forget_database(&mut self, cell: &Cell) {
-        if let Cell::Database { server, database } = cell
+        if let Some((server, database)) = cell.database()
             && let Some(databases) = self.databases_on.get_mut(server)
         {
             databases.remove(database);
@@ -141,10 +171,11 @@ mod tests {
     #[test]
     fn a_database_counts_on_its_server_from_its_first_tenant_to_its_last() {
         let mut placements = Placements::default();
-        let cell = Cell::Database { server: "main".into(), database: "bridge_crm_1".into() };
+        let cell = Cell::Bridge { application: "crm".into(), server: "main".into(), database: "bridge_crm_1".into() };
         placements.place("a", cell.clone());
         placements.place("b", cell.clone());
         assert_eq!(placements.databases_on("main").collect::<Vec<_>>(), ["bridge_crm_1"]);
+        assert_eq!(placements.bridges().collect::<Vec<_>>(), [("crm", "main", "bridge_crm_1")]);
         assert_eq!(placements.server_of("bridge_crm_1"), Some("main"));
         placements.release("a");
         assert_eq!((placements.count(&cell), placements.databases_on("main").count()), (1, 1));

@@ -8,9 +8,8 @@ use super::{
     conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
-    objects::{Namespaced, shared_contents},
+    objects::{Namespaced, component_states, shared_contents},
     queue::Outcome,
-    state::ChildState,
     world::World,
 };
 use crate::{
@@ -21,9 +20,8 @@ use crate::{
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::Purpose,
     desired::{
-        Catalog as _, Kind, PoolInput,
-        availability::{component_state, unavailable},
-        join_faults, naming, pool_capacity, pool_faults, pool_objects,
+        Catalog as _, Kind, PoolInput, availability::unavailable, join_faults, naming, pool_capacity, pool_faults,
+        pool_objects,
     },
 };
 
@@ -104,23 +102,10 @@ fn judge_workload(
         }
         Err(failure) => concerns.fails(ConditionType::WorkloadReady, failure),
     }
-    let states: Vec<_> = application
-        .spec
-        .components
-        .iter()
-        .map(|component| state_of(world, &pool.name_any(), &component.name))
-        .collect();
+    let states = component_states(world, &naming::pool_namespace(&pool.name_any()), application);
     match unavailable(&states) {
         None => concerns.holds(ConditionType::Available, "Available", "every component serves"),
         Some((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
-    }
-}
-
-fn state_of(world: &World, pool: &str, component: &str) -> crate::desired::availability::ComponentState {
-    let key = Key { kind: Kind::Deployment, namespace: Some(naming::pool_namespace(pool)), name: component.to_owned() };
-    match world.cluster.children().state(&key) {
-        Some(ChildState::Component(state)) => state,
-        _ => component_state(component, None),
     }
 }
 

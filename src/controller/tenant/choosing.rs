@@ -11,14 +11,17 @@ use super::{
 use crate::{
     api::{Accepts, DatabaseServer, Placement, Pool, Tier},
     controller::{
+        databases::Connected,
         failure::Failure,
         placements::{Cell, Placements},
         world::World,
     },
-    database::{Purpose, TenantId, TenantState},
+    database::{Purpose, TenantId, TenantRecord, TenantState},
     desired::{
-        Catalog as _, naming,
-        placement::{Choice, PoolView, ServerView, choose},
+        Catalog as _,
+        placement::{
+            Choice, DatabaseChoice, DatabaseView, PoolView, ServerView, choose, choose_bridge, choose_dedicated,
+        },
         pool_capacity, pool_faults,
     },
 };
@@ -56,6 +59,74 @@ fn in_pool(case: &Case<'_>, uid: &str, placements: &mut Placements) -> Result<Pl
         }
         Choice::Full { message } => Err(Failure::waiting("NoCapacity", message)),
     }
+}
+
+fn in_database(case: &Case<'_>, uid: &str, tier: Tier, placements: &mut Placements) -> Result<Place, Failure> {
+    let id = TenantId::from_uid(uid);
+    let place = |server: &str, database: &str| Place::own(tier, case.name, server, database, id.clone());
+    // Chosen before, and then the status could not be written.
+    match (placements.cell_of(uid), tier) {
+        (Some(Cell::Bridge { server, database, .. }), Tier::Bridge)
+        | (Some(Cell::Dedicated { server, database }), Tier::Dedicated) => return Ok(place(server, database)),
+        _ => {}
+    }
+    let servers = server_views(case, &pool_views(case.world, placements), placements);
+    let application = &case.effective.application;
+    let choice = match tier {
+        Tier::Dedicated => {
+            choose_dedicated(id.as_str(), case.effective.placement.unwrap_or(Placement::Database), &servers)
+        }
+        _ => choose_bridge(application, &servers, &database_views(case, placements)),
+    };
+    match choice {
+        DatabaseChoice::Existing { server, database } | DatabaseChoice::New { server, database } => {
+            let place = place(&server, &database);
+            placements.place(uid, place.cell(application));
+            Ok(place)
+        }
+        DatabaseChoice::Full { message } => Err(Failure::waiting("NoCapacity", message)),
+    }
+}
+
+/// The databases on the servers that take this tenant: those that were made, and those in which
+/// somebody is placed.
+fn database_views(case: &Case<'_>, placements: &Placements) -> Vec<DatabaseView> {
+    let mut views: Vec<DatabaseView> = Vec::new();
+    for server in &case.effective.servers {
+        let connected = case.world.databases.get(server);
+        let purpose = |database: &str| connected.as_ref()?.purpose(database);
+        let known = connected.iter().flat_map(|connected| connected.names());
+        let names: BTreeSet<String> = known.chain(placements.databases_on(server).map(str::to_owned)).collect();
+        for name in names {
+            // Where two DatabaseServers lead to one PostgreSQL, each database counts for its own.
+            if placements.server_of(&name).is_some_and(|other| other != server) {
+                continue;
+            }
+            let placed = placements.bridges().find(|(_, on, database)| on == server && *database == name);
+            let application = match purpose(&name) {
+                Some(Purpose::Bridge(application)) => Some(application),
+                Some(_) => None,
+                None => placed.map(|(application, _, _)| application.to_owned()),
+            };
+            let assigned = application.as_ref().map_or(0, |application| {
+                let (server, database) = (server.clone(), name.clone());
+                let cell = Cell::Bridge { application: application.clone(), server, database };
+                schemas(connected.as_deref(), &name, placements.tenants_in(&cell))
+            });
+            views.push(DatabaseView { name, server: server.clone(), application, assigned });
+        }
+    }
+    views
+}
+
+/// How many schemas a database has or is about to have: of those that are placed there, and of
+/// those whose data is kept.
+fn schemas<'a>(connected: Option<&Connected>, database: &str, placed: impl Iterator<Item = &'a str>) -> u32 {
+    let has_schema = |record: &TenantRecord| !matches!(record.state, TenantState::Dropped { .. });
+    let records = connected.map(|connected| connected.find_in(database, has_schema)).unwrap_or_default();
+    let mut uids: HashSet<&str> = placed.collect();
+    uids.extend(records.iter().map(|record| record.uid.as_str()));
+    u32::try_from(uids.len()).unwrap_or(u32::MAX)
 }
 
 /// Every pool, as placement sees it: those of the store, and those that are being made.
@@ -101,14 +172,16 @@ fn server_view(case: &Case<'_>, name: &str, pools: &[PoolView], placements: &Pla
     let refuses = match &server {
         None => Some("does not exist".to_owned()),
         Some(server) if server.metadata.deletion_timestamp.is_some() => Some("is being deleted".to_owned()),
-        Some(server) => refuses(case, server)
-            .or_else(|| world.databases.get(name).is_none().then(|| "is not connected".to_owned())),
+        Some(server) => {
+            refuses(case, server).or_else(|| world.databases.get(name).is_none().then(|| "is not connected".to_owned()))
+        }
     };
     ServerView {
         name: name.to_owned(),
         databases: u32::try_from(databases_on(world, name, pools, placements).len()).unwrap_or(u32::MAX),
         max_databases: positive(capacity.databases, 100),
         schemas_per_database: positive(capacity.schemas_per_database, 1_000),
+        reserved: server.is_some_and(|server| server.spec.reserved_for.as_deref() == Some(case.name)),
         refuses,
     }
 }

@@ -4,7 +4,7 @@ use kube::{Api, ResourceExt as _, api::PostParams};
 
 use super::{Case, choosing::chosen, recorded::recorded, status::Report};
 use crate::{
-    api::{FIELD_MANAGER, Pool, PoolSpec, Tenant, Tier},
+    api::{FIELD_MANAGER, Pool, PoolSpec, Tenant, TenantStatus, Tier},
     controller::{failure::Failure, placements::Cell, world::World},
     database::{Purpose, TenantId},
     desired::naming,
@@ -66,45 +66,44 @@ impl Place {
     }
 
     /// What the tenant takes room in.
-    pub(in crate::controller) fn cell(&self) -> Cell {
-        match &self.pool {
-            Some(pool) => Cell::Pool(pool.clone()),
-            None => Cell::Database { server: self.server.clone(), database: self.database.clone() },
+    pub(in crate::controller) fn cell(&self, application: &str) -> Cell {
+        let (server, database) = (self.server.clone(), self.database.clone());
+        match (&self.pool, self.tier) {
+            (Some(pool), _) => Cell::Pool(pool.clone()),
+            (None, Tier::Dedicated) => Cell::Dedicated { server, database },
+            (None, _) => Cell::Bridge { application: application.to_owned(), server, database },
         }
     }
 }
 
 /// Where a tenant was placed, by its status or by this process.
 pub(in crate::controller) fn known(tenant: &Tenant, world: &World) -> Option<Place> {
+    let status = world.statuses.tenants.current(tenant, tenant.status.as_ref())?;
+    by_status(tenant, &status, world)
+}
+
+fn by_status(tenant: &Tenant, status: &TenantStatus, world: &World) -> Option<Place> {
     let uid = tenant.metadata.uid.as_deref()?;
-    let status = world.statuses.tenants.current(tenant, tenant.status.as_ref()).unwrap_or_default();
     let id = status.id.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(|| TenantId::from_uid(uid));
-    if let Some(pool) = status.pool {
-        let server = status.database.map(|database| database.server);
-        let server = server.or_else(|| world.pool(&pool).map(|pool| pool.spec.server.clone()))?;
-        return Some(Place::pooled(&pool, &server, id));
+    let database = status.database.as_ref();
+    if let Some(pool) = &status.pool {
+        let server = database.map(|database| database.server.clone());
+        let server = server.or_else(|| world.pool(pool).map(|pool| pool.spec.server.clone()))?;
+        return Some(Place::pooled(pool, &server, id));
     }
-    let (tier, database) = (status.tier.filter(|tier| *tier != Tier::Pooled)?, status.database?);
+    let (tier, database) = (status.tier.filter(|tier| *tier != Tier::Pooled)?, database?);
     Some(Place::own(tier, &tenant.name_any(), &database.server, &database.database, id))
 }
 
 /// Takes in where a Tenant's status says that it is.
 pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
     let (Some(status), Some(uid)) = (&tenant.status, &tenant.metadata.uid) else { return };
+    let Some(place) = by_status(tenant, status, world) else { return };
     let mut placements = world.shared.placements();
-    let Some(pool) = &status.pool else {
-        if let (Some(Tier::Bridge | Tier::Dedicated), Some(database)) = (status.tier, &status.database) {
-            let (server, database) = (database.server.clone(), database.database.clone());
-            placements.place(uid, Cell::Database { server, database });
-        }
-        return;
-    };
-    placements.place(uid, Cell::Pool(pool.clone()));
+    placements.place(uid, place.cell(&tenant.spec.application));
     // The operator may have ended before it made the pool: its name is taken all the same.
-    if world.pool(pool).is_none()
-        && let Some(database) = &status.database
-    {
-        placements.expect(pool, pool_spec(&tenant.spec.application, &database.server));
+    if let Some(pool) = place.pool.filter(|pool| world.pool(pool).is_none()) {
+        placements.expect(&pool, pool_spec(&tenant.spec.application, &place.server));
     }
 }
 
@@ -117,7 +116,7 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
             let place = match recorded(case, &uid).await? {
                 Some(place) => {
-                    case.world.shared.placements().place(&uid, place.cell());
+                    case.world.shared.placements().place(&uid, place.cell(&case.effective.application));
                     place
                 }
                 None => chosen(case, &uid)?,

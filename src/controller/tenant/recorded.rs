@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use kube::ResourceExt as _;
+
 use super::{Case, place::Place, tiers::of_another_tier};
 use crate::{
     api::{ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, Tier},
