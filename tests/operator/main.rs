@@ -3,6 +3,7 @@
 
 mod autoscaling;
 mod bad_input;
+mod bridge;
 mod counts;
 mod deleting;
 mod drift;
