@@ -57,7 +57,14 @@ impl<'a> Namespaced<'a> {
             let applied = self.apply_one(&object).await;
             self.keep(Key::of(&object));
             match applied {
-                Ok(applied) => self.is_new |= object.kind == Kind::Namespace && applied == Applied::Created,
+                Ok(applied) => {
+                    self.is_new |= object.kind == Kind::Namespace && applied == Applied::Created;
+                    // New rights arrive a moment later: a watch that came before them would
+                    // wait longer than a write that is tried again.
+                    if rights && !self.is_new || !rights && object.kind != Kind::Namespace {
+                        namespaces::watch(self.world, self.namespace, &self.owner);
+                    }
+                }
                 Err(error) => {
                     let error = Failure::from(error);
                     if rights || object.kind == Kind::Namespace {
@@ -65,9 +72,6 @@ impl<'a> Namespaced<'a> {
                     }
                     self.failure.get_or_insert(error);
                 }
-            }
-            if rights {
-                namespaces::watch(self.world, self.namespace, &self.owner);
             }
         }
         Ok(())
