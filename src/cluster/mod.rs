@@ -2,6 +2,7 @@
 
 mod apply;
 mod children;
+mod client;
 mod drift;
 mod error;
 mod status;
@@ -9,6 +10,7 @@ mod watch;
 
 pub use apply::{Applied, Cluster, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
+pub use client::client;
 pub use drift::{Drift, Path, compare, is_ours};
 pub use error::{Error, ErrorClass, Result};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
