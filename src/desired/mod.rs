@@ -22,6 +22,7 @@ mod pod;
 mod pool;
 mod quantity;
 mod restricted;
+pub mod rollout;
 mod route;
 mod sidecar;
 mod template;
