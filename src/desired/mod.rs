@@ -24,6 +24,7 @@ mod pod;
 mod pool;
 mod quantity;
 mod restricted;
+pub mod rollout;
 mod route;
 mod secret;
 mod settings;
