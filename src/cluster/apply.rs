@@ -35,6 +35,22 @@ pub enum Applied {
     Changed,
 }
 
+/// What a delete came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// The object is not there (any more), or it is not ours.
+    Gone,
+    /// It goes once what is under way has ended.
+    Ending,
+    /// It stays until whoever set these finalizers removes them.
+    Held {
+        /// Kind, namespace and name.
+        what: String,
+        /// The finalizers.
+        finalizers: Vec<String>,
+    },
+}
+
 /// Reads and writes the operator's objects in a cluster.
 pub struct Cluster<S> {
     client: Client,
@@ -188,8 +204,18 @@ impl<S: Clone + PartialEq> Cluster<S> {
         Ok(())
     }
 
+    /// Deletes an object if we made it; one that is gone already is a success. One that no
+    /// watch has told of is looked at first: its name may be somebody else's.
+    pub async fn delete_ours(&self, key: &Key) -> Result<Deleted> {
+        let ours = match self.children.is_ours(key) {
+            Some(ours) => ours,
+            None => self.read(key).await?.is_some_and(|live| is_ours(&live)),
+        };
+        if ours { self.delete(key).await } else { Ok(Deleted::Gone) }
+    }
+
     /// Deletes an object if it is the one we know; one that is gone already is a success.
-    pub async fn delete(&self, key: &Key) -> Result<()> {
+    pub async fn delete(&self, key: &Key) -> Result<Deleted> {
         let uid = self.children.uid(key);
         let params = DeleteParams {
             preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
@@ -198,11 +224,12 @@ impl<S: Clone + PartialEq> Cluster<S> {
         };
         let what = format!("delete {key}");
         match timed(&what, self.api(key).delete(&key.name, &params)).await? {
-            Ok(_) => {
+            Ok(answer) => {
                 info!(object = %key, "deleted");
-                Ok(())
+                // An object that is gone at once is answered with a status alone.
+                Ok(answer.left().map_or(Deleted::Gone, |left| ending(key, &left)))
             }
-            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(Deleted::Gone),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
     }
@@ -269,6 +296,14 @@ pub fn api_resource(kind: Kind) -> ApiResource {
         kind: kind.as_str().into(),
         plural: kind.plural().into(),
     }
+}
+
+/// What holds an object that is being deleted. Kubernetes' own finalizers end by themselves.
+fn ending(key: &Key, object: &DynamicObject) -> Deleted {
+    let own = ["foregroundDeletion", "orphan"];
+    let foreign = object.metadata.finalizers.iter().flatten().filter(|name| !own.contains(&name.as_str()));
+    let finalizers: Vec<_> = foreign.cloned().collect();
+    if finalizers.is_empty() { Deleted::Ending } else { Deleted::Held { what: key.to_string(), finalizers } }
 }
 
 fn strict(mut params: PatchParams) -> PatchParams {

@@ -7,7 +7,7 @@ mod error;
 mod status;
 mod watch;
 
-pub use apply::{Applied, Cluster, api_resource};
+pub use apply::{Applied, Cluster, Deleted, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use drift::{Drift, Path, compare, is_ours};
 pub use error::{Error, ErrorClass, Result};
