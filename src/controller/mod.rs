@@ -4,6 +4,7 @@
 mod application;
 mod changes;
 mod conditions;
+mod connection;
 mod databases;
 mod failure;
 mod limits;
@@ -25,6 +26,7 @@ mod streams;
 mod tenant;
 mod world;
 
+pub use connection::server_config;
 pub use settings::OperatorArgs;
 
 use std::{
