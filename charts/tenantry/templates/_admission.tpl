@@ -6,7 +6,7 @@ the same. The question to the authorizer, the dearest, comes last.
 */}}
 {{- define "tenantry.held" -}}
 {{- $users := list (printf "system:serviceaccount:%s:tenantry" .Release.Namespace) "system:kube-controller-manager" "system:kube-scheduler" -}}
-{{- range list "cronjob-controller" "daemon-set-controller" "deployment-controller" "device-taint-eviction-controller" "disruption-controller" "endpoint-controller" "endpointslice-controller" "endpointslicemirroring-controller" "generic-garbage-collector" "horizontal-pod-autoscaler" "job-controller" "legacy-service-account-token-cleaner" "namespace-controller" "node-controller" "persistent-volume-binder" "pod-garbage-collector" "replicaset-controller" "replication-controller" "resourcequota-controller" "service-account-controller" "service-controller" "statefulset-controller" "ttl-after-finished-controller" -}}
+{{- range list "cronjob-controller" "daemon-set-controller" "deployment-controller" "device-taint-eviction-controller" "endpoint-controller" "endpointslice-controller" "endpointslicemirroring-controller" "generic-garbage-collector" "horizontal-pod-autoscaler" "job-controller" "legacy-service-account-token-cleaner" "namespace-controller" "node-controller" "persistent-volume-binder" "pod-garbage-collector" "replicaset-controller" "replication-controller" "service-account-controller" "statefulset-controller" "ttl-after-finished-controller" -}}
 {{- $users = append $users (printf "system:serviceaccount:kube-system:%s" .) -}}
 {{- end -}}
 {{- $users = concat $users .Values.admissionPolicies.exempt.users -}}

@@ -63,7 +63,7 @@ async fn nothing_else_of_a_deployment_changes() {
             json!({"spec": {"replicas": 5}}),
             json!({"spec": {"paused": true}}),
             json!({"spec": {"progressDeadlineSeconds": 1}}),
-            json!({"spec": {"minReadySeconds": 3600}}),
+            json!({"spec": {"minReadySeconds": 60}}),
             json!({"spec": {"revisionHistoryLimit": 0}}),
             json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": "100%"}}}}),
             json!({"spec": {"template": {"metadata": {"annotations": {"sidecar.example/inject": "true"}}}}}),
