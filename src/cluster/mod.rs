@@ -4,6 +4,8 @@ mod apply;
 mod children;
 mod drift;
 mod error;
+mod guard;
+mod lease;
 mod status;
 mod watch;
 
@@ -11,5 +13,7 @@ pub use apply::{Applied, Cluster, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use drift::{Drift, Path, compare, is_ours};
 pub use error::{Error, ErrorClass, Result};
+pub use guard::{Call, Calls, TermOver, client};
+pub use lease::{Leadership, LeaseSettings, Lost, lead};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
 pub use watch::{Change, events, reflect, watch_children};

@@ -11,6 +11,7 @@ mod maintenance;
 mod metrics;
 mod migrations;
 mod namespaces;
+mod objects;
 mod placements;
 mod plan;
 mod pool;

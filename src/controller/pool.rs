@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::ByteString;
 use kube::ResourceExt as _;
 
 use super::{
     conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
+    objects::{Namespaced, shared_contents},
     queue::Outcome,
     state::ChildState,
     world::World,
@@ -21,7 +21,7 @@ use crate::{
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::{DatabaseSpec, Purpose},
     desired::{
-        Catalog as _, Kind, PoolInput, SharedContent,
+        Catalog as _, Kind, PoolInput,
         availability::{component_state, unavailable},
         join_faults, naming, pool_capacity, pool_faults, pool_objects,
     },
@@ -132,12 +132,11 @@ async fn apply(
     server: &DatabaseServer,
     world: &Arc<World>,
 ) -> Result<bool, Failure> {
-    let shared = shared(application, world)?;
     let input = PoolInput {
         pool,
         application,
         server,
-        shared: &shared,
+        shared: &shared_contents(application, world),
         settings: &world.settings,
         api_server: &world.api_server(),
         held_replicas: &BTreeMap::new(),
@@ -148,64 +147,10 @@ async fn apply(
     let declared = objects.network_declared;
     let name = pool.name_any();
     let namespace = naming::pool_namespace(&name);
-    let mut wanted = Vec::new();
-    let mut failure: Option<Failure> = None;
-    for object in objects.into_ordered() {
-        let first = matches!(object.kind, Kind::Namespace | Kind::RoleBinding);
-        wanted.push(Key::of(&object));
-        if let Err(error) = world.cluster.apply(&object).await {
-            let error = Failure::from(error);
-            // Without namespace and rights nothing else can be made; elsewhere one object
-            // that is refused doesn't keep the others from being applied.
-            if first {
-                return Err(error);
-            }
-            failure.get_or_insert(error);
-        }
-        if object.kind == Kind::RoleBinding {
-            namespaces::watch(world, &namespace);
-        }
-    }
-    for key in world.cluster.children().of_owner(&Owner::Pool(name)) {
-        // A label may lie about whose an object is; its namespace doesn't.
-        if key.namespace.as_deref() == Some(namespace.as_str()) && !wanted.contains(&key) {
-            world.cluster.delete(&key).await?;
-        }
-    }
-    failure.map_or(Ok(declared), Err)
-}
-
-/// The contents of the Application's shared objects that are there; one that is missing is a
-/// fault of `pool_objects`.
-fn shared(application: &Application, world: &World) -> Result<Vec<SharedContent>, Failure> {
-    let Some(shared) = &application.spec.shared else { return Ok(Vec::new()) };
-    let encode = |data: &BTreeMap<String, ByteString>| -> BTreeMap<String, String> {
-        data.iter().map(|(key, value)| (key.clone(), data_encoding::BASE64.encode(&value.0))).collect()
-    };
-    let mut contents = Vec::new();
-    for name in shared.secrets.iter().flatten() {
-        if let Some(secret) = world.secret(name) {
-            contents.push(SharedContent {
-                kind: Kind::Secret,
-                name: name.clone(),
-                type_: secret.type_.clone(),
-                data: secret.data.as_ref().map(encode).unwrap_or_default(),
-                binary_data: BTreeMap::new(),
-            });
-        }
-    }
-    for name in shared.config_maps.iter().flatten() {
-        if let Some(map) = world.config_map(name) {
-            contents.push(SharedContent {
-                kind: Kind::ConfigMap,
-                name: name.clone(),
-                type_: None,
-                data: map.data.clone().unwrap_or_default(),
-                binary_data: map.binary_data.as_ref().map(encode).unwrap_or_default(),
-            });
-        }
-    }
-    Ok(contents)
+    let mut namespaced = Namespaced::new(world, Owner::Pool(name), &namespace);
+    namespaced.apply(objects.into_ordered()).await?;
+    namespaced.prune().await?;
+    Ok(declared)
 }
 
 /// Brings the pool's database to what is desired: made, isolated, with the application's
