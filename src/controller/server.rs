@@ -107,7 +107,6 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     };
     let (config, hash) = config(server, world)?;
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
-        world.metrics.statements(&name, connected.server.statistics().statements);
         return connected.check(world.args.health_interval).await.map_err(refused);
     }
     let (ca_pem, sslmode) = match &config.tls {
