@@ -18,8 +18,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::watch;
 
 use super::{
-    databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns, placements::Placements,
-    queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
+    placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
 };
 use crate::{
     api::{
@@ -46,6 +46,7 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) statuses: AllStatuses,
     pub(super) databases: Databases,
+    pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
     pub(super) rollouts: Rollouts,
