@@ -27,6 +27,7 @@ mod route;
 mod sidecar;
 mod template;
 mod tenant;
+pub mod trouble;
 mod validate;
 
 pub use checks::find_time_zone;
