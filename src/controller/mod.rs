@@ -25,6 +25,7 @@ mod settings;
 mod state;
 mod streams;
 mod tenant;
+mod workload;
 mod world;
 
 pub use connection::server_config;
@@ -49,6 +50,7 @@ use self::{
     queue::Queue,
     rollout::Rollouts,
     streams::Writers,
+    workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
 use crate::{
@@ -122,6 +124,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         shared: Shared::default(),
         migrations: MigrationRuns::new(args.migration_concurrency),
         rollouts: Rollouts::default(),
+        looks: Looks::default(),
         backoff: Backoff::default(),
         metrics: Metrics::new(),
         args,

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::{
     bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
     placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    workload::Looks,
 };
 use crate::{
     api::{
@@ -50,6 +51,7 @@ pub(super) struct World {
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
     pub(super) rollouts: Rollouts,
+    pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
 }
