@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::tenant::Stranger;
 use crate::database::{
     DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
 };
@@ -53,6 +54,8 @@ pub(super) struct Connected {
     databases: Mutex<HashMap<String, DatabaseIndex>>,
     /// Databases that are being made: many tenants may come to a new one at the same time.
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What other clusters have here, by the Tenant's name and the Application's.
+    strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
     health: Mutex<Option<(Instant, ServerInfo)>>,
 }
@@ -78,8 +81,17 @@ impl Connected {
         sslmode: &'static str,
     ) -> Self {
         let health = Mutex::new(Some((Instant::now(), info.clone())));
-        let (databases, making) = (Mutex::default(), Mutex::default());
-        Self { server, config_hash, info, ca_pem, sslmode, databases, making, health }
+        Self {
+            server,
+            config_hash,
+            info,
+            ca_pem,
+            sslmode,
+            databases: Mutex::default(),
+            making: Mutex::default(),
+            strangers: Mutex::default(),
+            health,
+        }
     }
 
     /// How the server is: what it said within `interval`, or else what it says now. Counts
@@ -121,6 +133,21 @@ impl Connected {
         let name = database.name;
         let index = DatabaseIndex { purpose, ready: false, tenants, meters: HashMap::new(), limits };
         self.lock().insert(name, index);
+    }
+
+    /// Takes in the records of a database that belongs to another cluster.
+    pub(super) fn load_strangers(&self, database: &str, records: Vec<TenantRecord>) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            let stranger = Stranger { database: database.to_owned(), id: record.id, uid: record.uid };
+            strangers.entry((record.name, record.application)).or_default().push(stranger);
+        }
+    }
+
+    /// What other clusters have here of a Tenant of this name and Application.
+    pub(super) fn strangers(&self, tenant: &str, application: &str) -> Vec<Stranger> {
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.get(&(tenant.to_owned(), application.to_owned())).cloned().unwrap_or_default()
     }
 
     /// Makes a database, or brings it up to date, once in this process; sends nothing

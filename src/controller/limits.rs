@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::join_all};
 use kube::ResourceExt as _;
 
 use super::{databases::Connected, failure::Failure, world::World};
@@ -12,7 +12,7 @@ use crate::{
     desired::limits::{MeterPolicy, plan_limits},
 };
 
-/// How many databases get a plan's limits at a time.
+/// How many databases of a server get a plan's limits at a time.
 const DATABASES_AT_A_TIME: usize = 8;
 
 /// A plan's limits as the database takes them.
@@ -69,14 +69,18 @@ pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -
 /// server that is away gets them when it is back; an application that doesn't declare one of
 /// the meters keeps the limits that it had, and its Tenants say so.
 pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failure> {
+    let servers = world.databases.all();
+    let all = servers.iter().map(|(_, connected)| plan_changed_on(world, connected, plan));
+    join_all(all).await.into_iter().find(Result::is_err).unwrap_or(Ok(()))
+}
+
+/// The same on one server, which another one doesn't wait for.
+async fn plan_changed_on(world: &World, connected: &Connected, plan: &Plan) -> Result<(), Failure> {
     let name = plan.name_any();
     let mut outcomes = Vec::new();
-    for (_, connected) in world.databases.all() {
-        for database in connected.names() {
-            if concerns(world, &connected, &database, plan, &name) {
-                let connected = Arc::clone(&connected);
-                outcomes.push(async move { ensure(&connected, &database, plan).await });
-            }
+    for database in connected.names() {
+        if concerns(world, connected, &database, plan, &name) {
+            outcomes.push(async move { ensure(connected, &database, plan).await });
         }
     }
     // Each dedicated tenant has a database of its own: one after the other takes its time.

@@ -9,15 +9,16 @@ use std::{
 
 use k8s_openapi::ByteString;
 
-use super::{failure::Failure, namespaces, state::ChildState, world::World};
+use super::{
+    failure::Failure,
+    namespaces,
+    rollout::{self, Sources},
+    world::World,
+};
 use crate::{
     api::Application,
-    cluster::{self, Applied, ErrorClass, Key, Owner},
-    desired::{
-        Kind, Object, SharedContent,
-        availability::{ComponentState, component_state},
-        naming,
-    },
+    cluster::{self, Applied, ErrorClass, Key, Owner, desired_hash},
+    desired::{self, Kind, Object, SharedContent, naming},
 };
 
 /// How many milliseconds it is waited, again and again, for the rights in a namespace that was made just now.
@@ -35,6 +36,8 @@ pub(super) struct Namespaced<'a> {
     /// Whether the namespace was made by this look at it.
     is_new: bool,
     wanted: HashSet<Key>,
+    /// Where a tenant's templates come from; nothing for a pool.
+    sources: Option<Box<Sources<'a>>>,
     /// The first object that was refused.
     failure: Option<Failure>,
 }
@@ -42,17 +45,36 @@ pub(super) struct Namespaced<'a> {
 impl<'a> Namespaced<'a> {
     /// Begins with the namespace of an owner.
     pub(super) fn new(world: &'a Arc<World>, owner: Owner, namespace: &'a str) -> Self {
-        Self { world, owner, namespace, is_new: false, wanted: HashSet::new(), failure: None }
+        Self { world, owner, namespace, is_new: false, wanted: HashSet::new(), sources: None, failure: None }
     }
 
-    /// Brings objects to what is desired, in their order. One that is refused doesn't keep
+    /// Says where a tenant's pod templates come from, by component, so that what its own spec
+    /// changes needs no turn in its Application's rollouts. It is asked only when a template
+    /// changes.
+    pub(super) fn sources(
+        mut self,
+        sources: impl Fn() -> BTreeMap<String, desired::rollout::Source> + Send + Sync + 'a,
+    ) -> Self {
+        self.sources = Some(Box::new(sources));
+        self
+    }
+
+    /// Brings objects to what is desired, in their order, Deployments last and together: they
+    /// go through the gate of rollouts, and keep the last pod template where a changed one
+    /// has to wait (condition `RolledOut` says so; it is no failure). One that is refused doesn't keep
     /// those after it from being applied; [`prune`](Self::prune) tells of it.
     ///
     /// # Errors
     /// Where the namespace, or the operator's rights in it, can't be had: nothing else can be
     /// made then.
     pub(super) async fn apply(&mut self, objects: impl IntoIterator<Item = Object>) -> Result<(), Failure> {
+        let mut deployments = Vec::new();
         for object in objects {
+            if object.kind == Kind::Deployment {
+                self.keep(Key::of(&object));
+                deployments.push(object);
+                continue;
+            }
             let rights = object.kind == Kind::RoleBinding && object.name == naming::NAMESPACE_ROLE;
             let applied = self.apply_one(&object).await;
             self.keep(Key::of(&object));
@@ -74,6 +96,10 @@ impl<'a> Namespaced<'a> {
                 }
             }
         }
+        let applied = rollout::apply(self.world, &self.owner, &deployments, self.is_new, self.sources.as_deref()).await;
+        if let Some(error) = applied.into_iter().find_map(Result::err) {
+            self.failure.get_or_insert(error.into());
+        }
         Ok(())
     }
 
@@ -84,7 +110,7 @@ impl<'a> Namespaced<'a> {
         }
         let mut pauses = RIGHTS_ARRIVE.iter();
         loop {
-            match cluster.apply_first(object).await {
+            match cluster.apply_first(object, desired_hash(&object.body)).await {
                 // The rights that were given just now arrive a moment later.
                 Err(error) if error.class() == ErrorClass::Waiting => match pauses.next() {
                     Some(pause) => tokio::time::sleep(Duration::from_millis(*pause)).await,
@@ -100,6 +126,11 @@ impl<'a> Namespaced<'a> {
         self.wanted.insert(key);
     }
 
+    /// The first object that was refused since this was asked last.
+    pub(super) fn refused(&mut self) -> Option<Failure> {
+        self.failure.take()
+    }
+
     /// Removes what the owner no longer has.
     ///
     /// # Errors
@@ -113,18 +144,6 @@ impl<'a> Namespaced<'a> {
         }
         self.failure.map_or(Ok(()), Err)
     }
-}
-
-/// Whether each component of an application serves, from the live Deployments of a namespace.
-pub(super) fn component_states(world: &World, namespace: &str, application: &Application) -> Vec<ComponentState> {
-    let state = |component: &String| {
-        let key = Key { kind: Kind::Deployment, namespace: Some(namespace.to_owned()), name: component.clone() };
-        match world.cluster.children().state(&key) {
-            Some(ChildState::Component(state)) => state,
-            _ => component_state(component, None),
-        }
-    };
-    application.spec.components.iter().map(|component| state(&component.name)).collect()
 }
 
 /// The contents of the Application's shared objects that are there; one that is missing is a

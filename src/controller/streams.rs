@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     changes,
     namespaces::{self, push_owner},
-    routes,
+    rollout, routes,
     world::World,
 };
 use crate::{
@@ -132,7 +132,12 @@ pub(super) fn children(
         kind,
         namespace,
         world.cluster.shared_children(),
-        move |owner| push_owner(&tell, &owner),
+        move |owner| {
+            push_owner(&tell, &owner);
+            if kind == Kind::Deployment {
+                rollout::stir(&tell);
+            }
+        },
         move || {
             // Nobody waits for a second list.
             let _ = listed.try_send(());

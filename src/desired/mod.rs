@@ -24,6 +24,7 @@ mod pod;
 mod pool;
 mod quantity;
 mod restricted;
+pub mod rollout;
 mod route;
 mod secret;
 mod settings;
@@ -31,6 +32,7 @@ mod shared;
 mod sidecar;
 mod template;
 mod tenant;
+pub mod trouble;
 mod tuning;
 mod validate;
 

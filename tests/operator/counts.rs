@@ -171,7 +171,11 @@ async fn a_tenant_with_a_namespace_of_its_own_costs_one_write_for_each_object() 
             let took = begun.elapsed();
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
             let calls = own_calls(ground, mark, &name);
-            println!("{name}: {took:?} {} {calls:#?}, {}", calls.values().sum::<u64>(), metric(operator, "tenantry_database_statements", "own-counted") - sent);
+            println!(
+                "{name}: {took:?} {} {calls:#?}, {}",
+                calls.values().sum::<u64>(),
+                metric(operator, "tenantry_database_statements", "own-counted") - sent
+            );
         }
     }
 }

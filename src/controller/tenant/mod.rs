@@ -8,7 +8,7 @@ mod own;
 pub(super) mod place;
 mod pooled;
 mod provision;
-mod recorded;
+mod recover;
 mod routing;
 mod status;
 mod tiers;
@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
-pub(super) use self::place::note as note_place;
 use self::{place::Place, status::Report, tiers::Change};
+pub(super) use self::{place::note as note_place, recover::Stranger};
 use super::{
+    bulkheads,
     conditions::Concerns,
     failure::{Class, Failure},
     queue::{Next, Outcome},
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     api::{Application, ConditionType, Plan, Tenant},
-    cluster::add_finalizer,
+    cluster::{Owner, add_finalizer},
     desired::{Effective, Fault, effective, join_faults},
 };
 
@@ -114,6 +115,9 @@ async fn run(case: &Case<'_>) -> Outcome {
     let next = match place::place(case, &mut report).await {
         Ok(place) => {
             case.world.shared.set_waiting(case.name, false);
+            let Some(_seat) = case.world.seat(&place.server, &Owner::Tenant(case.name.to_owned())) else {
+                return Ok(Some(bulkheads::ASK_AGAIN));
+            };
             concerns.holds(ConditionType::Placed, "Placed", described(&place));
             report.set_place(case, &place);
             serve(case, &place, &mut concerns, &mut report).await

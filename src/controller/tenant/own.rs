@@ -10,21 +10,26 @@ use super::{
     status::Report,
 };
 use crate::{
-    api::{ConditionType, find_condition},
+    api::{ConditionType, DatabaseServer, Plan, PlanSpec, find_condition},
     cluster::{Key, Owner},
     controller::{
         conditions::Concerns,
         failure::Failure,
-        objects::{Namespaced, component_states, shared_contents},
+        objects::{Namespaced, shared_contents},
         queue::Next,
+        workload,
     },
     desired::{
-        Catalog as _, Kind, Object, TenantObjectsInput, availability::unavailable, join_faults, naming, tenant_objects,
+        Catalog as _, Kind, Object, SharedContent, TenantObjectsInput, join_faults, naming, rollout::Source,
+        tenant_objects,
     },
 };
 
 /// Reason of `WorkloadReady` while the pods wait for their data.
 const DATA_PENDING: &str = "DataPending";
+
+/// An autoscaler's replica count is handed over when it is applied.
+static NONE_HELD: BTreeMap<String, i32> = BTreeMap::new();
 
 /// The objects of a tenant's namespace, by when they are applied.
 struct Objects {
@@ -52,7 +57,9 @@ pub(super) async fn serve(
             return None;
         }
     };
-    let mut namespaced = Namespaced::new(case.world, Owner::Tenant(case.name.to_owned()), &place.namespace);
+    let owner = Owner::Tenant(case.name.to_owned());
+    let sources = || sources(case, place);
+    let mut namespaced = Namespaced::new(case.world, owner.clone(), &place.namespace).sources(sources);
     keep_others(case, place, &mut namespaced);
     if let Err(failure) = namespaced.apply(objects.ground).await {
         concerns.fails(ConditionType::NamespaceReady, failure);
@@ -65,7 +72,8 @@ pub(super) async fn serve(
         Ok(provisioned) => data::publish(case, place, provisioned, report, &mut next).await,
         Err(failure) => Data::failed(ConditionType::DatabaseReady, failure),
     };
-    let starts = data.is_complete() || !is_first_start(report);
+    let applied = applied.and(namespaced.refused().map_or(Ok(()), Err));
+    let starts = (applied.is_ok() && data.is_complete()) || !is_first_start(report);
     let refused = pods(&mut namespaced, objects.deployments, starts).await;
     match applied.and(namespaced.prune().await) {
         Ok(()) => concerns.holds(ConditionType::NamespaceReady, "Applied", "every object is as it should be"),
@@ -73,7 +81,7 @@ pub(super) async fn serve(
     }
     let published = data.is_published();
     data.judge(concerns);
-    workload(case, place, starts, refused, concerns);
+    workload(case, place, starts, refused, report, concerns).await;
     network(place, objects.network_declared, concerns);
     published.then_some(next)
 }
@@ -83,19 +91,8 @@ fn objects(case: &Case<'_>, place: &Place) -> Result<Objects, Failure> {
     let server = case.world.server(&place.server).ok_or_else(|| {
         Failure::waiting("DatabaseUnavailable", format!("there is no DatabaseServer {}", place.server))
     })?;
-    let input = TenantObjectsInput {
-        tenant: case.tenant,
-        plan: case.plan,
-        application: case.application,
-        server: &server,
-        tier: place.tier,
-        hosts: &case.hosts,
-        shared: &shared_contents(case.application, case.world),
-        settings: &case.world.settings,
-        suspended: case.effective.suspended,
-        held_replicas: &BTreeMap::new(),
-    };
-    let objects = tenant_objects(&input).map_err(|faults| {
+    let shared = shared_contents(case.application, case.world);
+    let objects = tenant_objects(&input(case, place, &server, &shared)).map_err(|faults| {
         Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults))
     })?;
     let network_declared = objects.network_declared;
@@ -104,6 +101,49 @@ fn objects(case: &Case<'_>, place: &Place) -> Result<Objects, Failure> {
     let is_ground = |object: &Object| object.kind == Kind::Namespace || object.name == naming::NAMESPACE_ROLE;
     let (ground, rest) = others.into_iter().partition(is_ground);
     Ok(Objects { ground, rest, deployments, network_declared })
+}
+
+fn input<'a>(
+    case: &'a Case<'_>,
+    place: &Place,
+    server: &'a DatabaseServer,
+    shared: &'a [SharedContent],
+) -> TenantObjectsInput<'a> {
+    TenantObjectsInput {
+        tenant: case.tenant,
+        plan: case.plan,
+        application: case.application,
+        server,
+        tier: place.tier,
+        hosts: &case.hosts,
+        shared,
+        settings: &case.world.settings,
+        suspended: case.effective.suspended,
+        held_replicas: &NONE_HELD,
+    }
+}
+
+/// Where the pod templates come from, by component: what they would be without anything of this
+/// tenant's, and without anything of its plan's either. Its name alone is in all of them.
+fn sources(case: &Case<'_>, place: &Place) -> BTreeMap<String, Source> {
+    let Some(server) = case.world.server(&place.server) else { return BTreeMap::new() };
+    let mut tenant = case.tenant.clone();
+    (tenant.spec.overrides, tenant.spec.owners) = (None, None);
+    let mut bare = case.plan.clone();
+    // Nothing that another fault could come from: what is asked for is what pods would be.
+    (bare.spec.components, bare.spec.quota, bare.spec.limit_range) = (None, None, None);
+    let planned =
+        Plan { spec: PlanSpec { components: case.plan.spec.components.clone(), ..bare.spec.clone() }, ..bare.clone() };
+    let shared = shared_contents(case.application, case.world);
+    let deployments = |plan: &Plan| -> Vec<Object> {
+        let input = TenantObjectsInput { tenant: &tenant, plan, hosts: &[], ..input(case, place, &server, &shared) };
+        tenant_objects(&input).map(|objects| objects.deployments).unwrap_or_default()
+    };
+    let (of_application, of_plan) = (deployments(&bare), deployments(&planned));
+    let source = |(application, planned): (&Object, &Object)| {
+        (application.name.clone(), Source::new(application, &case.effective.plan, planned))
+    };
+    of_application.iter().zip(&of_plan).map(source).collect()
 }
 
 /// The tenant's Secret and its route are applied by who knows what they need.
@@ -115,8 +155,8 @@ fn keep_others(case: &Case<'_>, place: &Place, namespaced: &mut Namespaced<'_>) 
     }
 }
 
-/// Whether the pods never started: they wait for the tables then, since a pod that doesn't
-/// find them would end again and again. Later on they depend on nothing: a failing migration
+/// Whether the pods never started: they wait for all else then, since a pod that doesn't find
+/// its tables would end again and again, and one without its policies would reach too much. Later on they depend on nothing: a failing migration
 /// or a database that is away is no reason to leave a deleted Deployment away.
 fn is_first_start(report: &Report<'_>) -> bool {
     find_condition(&report.old().conditions, ConditionType::WorkloadReady)
@@ -127,7 +167,7 @@ fn is_first_start(report: &Report<'_>) -> bool {
 /// start. Returns what was refused.
 async fn pods(namespaced: &mut Namespaced<'_>, deployments: Vec<Object>, starts: bool) -> Option<Failure> {
     if starts {
-        return namespaced.apply(deployments).await.err();
+        return namespaced.apply(deployments).await.err().or_else(|| namespaced.refused());
     }
     for deployment in deployments {
         namespaced.keep(Key::of(&deployment));
@@ -135,7 +175,14 @@ async fn pods(namespaced: &mut Namespaced<'_>, deployments: Vec<Object>, starts:
     None
 }
 
-fn workload(case: &Case<'_>, place: &Place, starts: bool, refused: Option<Failure>, concerns: &mut Concerns) {
+async fn workload(
+    case: &Case<'_>,
+    place: &Place,
+    starts: bool,
+    refused: Option<Failure>,
+    report: &Report<'_>,
+    concerns: &mut Concerns,
+) {
     if case.effective.suspended {
         let message = "suspended: logins are locked, the route is removed and no pod runs; the data stays";
         concerns.rests(ConditionType::WorkloadReady, "Suspended", message);
@@ -146,13 +193,19 @@ fn workload(case: &Case<'_>, place: &Place, starts: bool, refused: Option<Failur
         return;
     }
     if !starts {
-        let message = "the pods start once the database and its tables are there";
+        let message = "the pods start once all that they need is there";
         concerns.fails(ConditionType::WorkloadReady, Failure::waiting(DATA_PENDING, message));
         return;
     }
-    match unavailable(&component_states(case.world, &place.namespace, case.application)) {
-        None => concerns.holds(ConditionType::WorkloadReady, "Available", "every component serves"),
-        Some((reason, message)) => concerns.fails(ConditionType::WorkloadReady, Failure::waiting(reason, message)),
+    let (owner, conditions) = (Owner::Tenant(case.name.to_owned()), &report.old().conditions);
+    let standing = workload::look(case.world, &owner, &place.namespace, case.application, conditions).await;
+    match standing.serves {
+        Ok(None) => concerns.holds(ConditionType::WorkloadReady, "Available", "every component serves"),
+        Ok(Some((reason, message))) => concerns.holds(ConditionType::WorkloadReady, reason, message),
+        Err((reason, message)) => concerns.fails(ConditionType::WorkloadReady, Failure::waiting(reason, message)),
+    }
+    if let Some(verdict) = standing.rolled_out {
+        concerns.notes(verdict);
     }
 }
 

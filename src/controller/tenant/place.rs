@@ -2,7 +2,7 @@
 
 use kube::{Api, ResourceExt as _, api::PostParams};
 
-use super::{Case, choosing::chosen, recorded::recorded, status::Report};
+use super::{Case, choosing::chosen, recover, status::Report};
 use crate::{
     api::{FIELD_MANAGER, Pool, PoolSpec, Tenant, TenantStatus, Tier},
     controller::{failure::Failure, placements::Cell, world::World},
@@ -110,11 +110,12 @@ pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
 /// A tenant's place: the one that it has, or the one that its records tell, or a new one. A
 /// new one stands in the status before anything is made for it, the pool included.
 pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Place, Failure> {
+    report.clear_conflict();
     let place = match known(case.tenant, case.world) {
         Some(place) => place,
         None => {
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
-            let place = match recorded(case, &uid).await? {
+            let place = match recover::recorded(case, &uid, report).await? {
                 Some(place) => {
                     case.world.shared.placements().place(&uid, place.cell(&case.effective.application));
                     place
