@@ -6,6 +6,8 @@ mod fixtures;
 mod live;
 mod module_order;
 mod objects;
+mod own;
+mod policies;
 mod properties;
 mod templates;
 mod tenants;
