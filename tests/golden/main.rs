@@ -9,5 +9,6 @@ mod objects;
 mod own;
 mod policies;
 mod properties;
+mod reach;
 mod templates;
 mod tenants;
