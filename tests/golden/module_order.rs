@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 8] = [
+const ORDER: [(&str, &[&str]); 9] = [
     ("api", &[]),
     ("crds", &["api"]),
     ("desired", &["api"]),
@@ -15,6 +15,7 @@ const ORDER: [(&str, &[&str]); 8] = [
     ("controller", &["api", "desired", "cluster", "database"]),
     ("agent", &["api", "desired", "cluster", "database"]),
     ("web", &["api", "desired", "cluster", "database", "controller"]),
+    ("cli", &["api", "desired", "cluster", "database", "controller"]),
 ];
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
