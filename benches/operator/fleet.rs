@@ -13,6 +13,7 @@ use tenantry::api::{Pool, Tenant};
 use crate::{
     ground::{Ground, Operator, eventually},
     onboarding::{settle, tenants},
+    processors::Usage,
     report::{Report, calls, listed, writes_and_reads},
     statements::{self, StatementLog},
     tenants::{Watch, count, create_all},
@@ -25,18 +26,20 @@ const SWEEP: &str = "30s";
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Fills up to this many pooled tenants, all Ready.
-pub async fn fill(ground: &Ground, report: &mut Report, size: usize) -> Result<()> {
+pub async fn fill(ground: &Ground, report: &mut Report, operator: &Operator, size: usize) -> Result<()> {
     let there = count(&ground.client).await?;
     let missing = size.saturating_sub(there);
     if missing == 0 {
         return Ok(());
     }
     let watch = Watch::tenants(&ground.client).await?;
-    let start = Instant::now();
+    let (start, usage) = (Instant::now(), Usage::now(ground, Some(operator))?);
     create_all(&ground.client, tenants("pooled", "fill", missing)).await?;
     let end = watch.await_holding("fillpooled", missing).await?;
     let rate = missing as f64 / end.duration_since(start).as_secs_f64();
-    report.add("a", &format!("from {there} to {size} pooled tenants"), format!("{rate:.1} tenants/s"), "");
+    let (processor, shares) = Usage::now(ground, Some(operator))?.since(&usage, missing);
+    let figure = format!("{rate:.1} tenants/s; processor time per tenant {processor:.1} ms ({shares})");
+    report.add("a", &format!("from {there} to {size} pooled tenants"), figure, "");
     settle(ground, Duration::from_secs(5)).await
 }
 

@@ -200,14 +200,14 @@ impl Operator {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How long its threads have run on a processor.
     pub fn cpu(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let after = stat.rsplit_once(')').context("no such field")?.1;
-        let fields: Vec<&str> = after.split_whitespace().collect();
-        // Fields 14 and 15 of proc(5), in hundredths of a second.
-        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        Ok(Duration::from_millis(ticks * 10))
+        crate::processors::time_of(self.pid())
     }
 
     /// Whether it says that it is ready.

@@ -9,6 +9,7 @@ mod drift;
 mod fleet;
 mod ground;
 mod onboarding;
+mod processors;
 mod record;
 mod replay;
 mod report;
@@ -110,7 +111,7 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let of_fleet = [Figure::Rest, Figure::Restart, Figure::Memory, Figure::Drift, Figure::Limit];
     if of_fleet.into_iter().any(wants) {
         ground.await_server("main").await?;
-        fleet::fill(&ground, report, args.tenants).await?;
+        fleet::fill(&ground, report, &operator, args.tenants).await?;
         if wants(Figure::Memory) {
             memory(&ground, report, &operator, "after they were made", base).await?;
         }

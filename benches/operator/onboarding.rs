@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use crate::{
     ground::{Ground, Operator, eventually},
+    processors::Usage,
     record::{Recipe, Recorder},
     replay::{Replay, ceiling},
     report::{self, Report, calls, listed, writes_and_reads},
@@ -39,7 +40,7 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     let deployments = if tier == "pooled" { None } else { Some(Watch::deployments(&ground.client).await?) };
     let replay = Replay::new(ground, &recipe, deployments.as_ref()).await?;
     let levels: &[usize] = if tier == "pooled" { &[4, 8, 16, 32] } else { &[2, 4, 8] };
-    let (best, concurrency) = ceiling(&replay, &format!("bare{tier}"), count, levels, &pools).await?;
+    let bare = ceiling(&replay, &format!("bare{tier}"), count, levels, &pools).await?;
     drop(replay);
     drop(deployments);
 
@@ -51,29 +52,31 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     let taken_over = calls(&audit.events(mark)?);
     println!("  after the bare client, the operator finds to change: {}", writes_listed(&taken_over));
 
-    let (mark, statements, cpu) =
-        (audit.mark()?, operator.metric("tenantry_database_statements", &[])?, operator.cpu()?);
+    let (mark, statements) = (audit.mark()?, operator.metric("tenantry_database_statements", &[])?);
+    let usage = Usage::now(ground, Some(&operator))?;
     let bodies = tenants(tier, "own", count);
     let start = Instant::now();
     create_all(&ground.client, bodies).await?;
     let end = watch.await_holding(&format!("own{tier}"), count).await?;
     let took = end.duration_since(start).as_secs_f64();
-    let cpu = (operator.cpu()? - cpu).as_secs_f64();
+    let (processor, shares) = Usage::now(ground, Some(&operator))?.since(&usage, count);
     let rate = count as f64 / took;
     settle(ground, Duration::from_secs(3)).await?;
     report.add(
         "a",
         &format!("{count} {tier} tenants to Ready"),
         format!(
-            "{rate:.1} tenants/s; a bare client {best:.1} ({concurrency} at a time): {:.2} of the ceiling",
-            rate / best
+            "{rate:.1} tenants/s; a bare client {:.1} ({} at a time): {:.2} of the ceiling",
+            bare.rate,
+            bare.concurrency,
+            rate / bare.rate
         ),
         "0.8 of the ceiling",
     );
     report.add(
         "a",
-        &format!("operator's processor time per {tier} tenant"),
-        format!("{:.1} ms", cpu * 1e3 / count as f64),
+        &format!("processor time per {tier} tenant"),
+        format!("{processor:.1} ms ({shares}); with the bare client {:.1} ms ({})", bare.processor, bare.shares),
         "",
     );
     let calls = calls(&audit.events(mark)?);

@@ -28,6 +28,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
     ground::Ground,
+    processors::Usage,
     record::{Call, Recipe, Step, replaced},
     statements::Statement,
     tenants::{Watch, create, tenant},
@@ -240,16 +241,27 @@ fn prepared(prefix: &str, number: usize, pools: &[String]) -> Made {
     }
 }
 
+/// What the bare client reached.
+pub struct Ceiling {
+    /// Tenants per second.
+    pub rate: f64,
+    /// How many tenants at a time that took.
+    pub concurrency: usize,
+    /// Processor time of all programs per tenant, in milliseconds.
+    pub processor: f64,
+    /// The same by program.
+    pub shares: String,
+}
+
 /// The best rate of a few: tries each concurrency with a part of the tenants, then makes the
-/// rest with the best. Returns the best tenants per second seen, its concurrency, and how many
-/// tenants were made.
+/// rest with the best.
 pub async fn ceiling(
     replay: &Replay<'_>,
     prefix: &str,
     count: usize,
     levels: &[usize],
     pools: &[String],
-) -> Result<(f64, usize)> {
+) -> Result<Ceiling> {
     ensure!(count > 0, "a ceiling takes tenants");
     let part = (count / 5).max(1);
     let mut best = (0.0, levels[0]);
@@ -261,8 +273,11 @@ pub async fn ceiling(
             best = (rate, *level);
         }
     }
+    let before = Usage::now(replay.ground, None)?;
     let took = replay.make(&format!("{prefix}best"), count, best.1, pools).await?;
+    let (total, shares) = Usage::now(replay.ground, None)?.since(&before, count);
+    println!("  processor time per {} tenant of the bare client: {total:.1} ms ({shares})", replay.recipe.tier);
     let rate = count as f64 / took.as_secs_f64();
     println!("  ceiling of {}: {rate:.1} tenants/s at {} at a time, {count} tenants", replay.recipe.tier, best.1);
-    Ok((rate, best.1))
+    Ok(Ceiling { rate, concurrency: best.1, processor: total, shares })
 }
