@@ -2,14 +2,16 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api, desired, cluster and database, controller and
-//! agent and web; a test holds them to it.
+//! what stands before it in the line api and term, desired, cluster and database, controller and
+//! agent and web, cli; a test holds them to it.
 
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod controller;
 pub mod crds;
 pub mod database;
 pub mod desired;
+pub mod term;
 pub mod web;
