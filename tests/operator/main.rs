@@ -5,6 +5,7 @@ mod autoscaling;
 mod bad_input;
 mod bridge;
 mod counts;
+mod dedicated;
 mod deleting;
 mod drift;
 mod foreign;
