@@ -16,6 +16,8 @@ mod in_use;
 mod limits;
 mod migrating;
 mod outages;
+mod own_changes;
+mod own_drift;
 mod placing;
 mod pools;
 mod proxy;
