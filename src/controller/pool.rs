@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::ResourceExt as _;
 
 use super::{
+    bulkheads,
     conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
@@ -46,6 +47,9 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     let mut capacity = None;
     match (application, server) {
         (Some(application), Some(server)) if faults.is_empty() => {
+            let Some(_seat) = world.seat(&pool.spec.server, &Owner::Pool(pool.name_any())) else {
+                return Ok(Some(bulkheads::ASK_AGAIN));
+            };
             capacity = Some(pool_capacity(&pool, &application, &server));
             // The namespace and the database don't wait for each other.
             let (workload, database) =
