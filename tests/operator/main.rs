@@ -19,6 +19,7 @@ mod placing;
 mod pools;
 mod proxy;
 mod rest;
+mod rollout;
 mod rotation;
 mod routes;
 mod servers;
