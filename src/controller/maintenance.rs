@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{databases::Connected, world::World};
-use crate::database::{LoginState, Overlap, Purpose, Result, TenantState};
+use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -56,6 +56,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
+            // The server's condition tells it at once, and its pools and tenants after it.
+            if error.class() == ErrorClass::Transient && connected.doubt() {
+                world.queues.servers.push(&name);
+            }
         }
     }
 }

@@ -148,7 +148,6 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER);
     let hash = crate::cluster::desired_hash(&serde_json::json!([hash, asked]));
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
-        world.metrics.statements(&name, connected.server.statistics().statements);
         return connected.check(world.args.health_interval).await.map_err(refused);
     }
     let (ca_pem, sslmode) = match &config.tls {

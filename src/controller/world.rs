@@ -18,8 +18,9 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::watch;
 
 use super::{
-    databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns, placements::Placements,
-    queue::Queue, settings::OperatorArgs, state::ChildState,
+    bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
+    placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    workload::Looks,
 };
 use crate::{
     api::{
@@ -46,8 +47,11 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) statuses: AllStatuses,
     pub(super) databases: Databases,
+    pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
+    pub(super) rollouts: Rollouts,
+    pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
 }
