@@ -4,7 +4,7 @@ mod credentials;
 mod finalize;
 mod place;
 mod provision;
-mod recover;
+mod recorded;
 mod routing;
 mod status;
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 
 use self::{place::Place, status::Report};
-pub(super) use self::{place::note as note_place, recover::Stranger};
+pub(super) use self::{place::note as note_place, recorded::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,
