@@ -3,6 +3,7 @@
 
 mod autoscaling;
 mod bad_input;
+mod cli;
 mod counts;
 mod deleting;
 mod drift;
@@ -17,6 +18,7 @@ mod outages;
 mod placing;
 mod pools;
 mod proxy;
+mod recovery;
 mod rest;
 mod rotation;
 mod routes;
