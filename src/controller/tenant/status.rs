@@ -120,6 +120,22 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// The Tenant has no place any more.
+    pub(super) fn clear_place(&mut self) {
+        self.new.pool = None;
+        self.new.namespace = None;
+        self.new.database = None;
+    }
+
+    /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
+    /// that has nothing any more.
+    pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
+        self.new.observed_generation = self.tenant.metadata.generation;
+        self.new.conditions =
+            merge_conditions(&self.old.conditions, &self.verdicts, self.tenant.metadata.generation, now());
+        self.write_new().await
+    }
+
     /// Writes the place alone: the conditions follow.
     pub(super) async fn write_place(&mut self) -> Result<bool> {
         self.write_new().await
