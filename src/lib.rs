@@ -2,7 +2,7 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api, desired, cluster and database, controller and
+//! what stands before it in the line api and term, desired, cluster and database, controller and
 //! agent and web; a test holds them to it.
 
 pub mod agent;
@@ -12,4 +12,5 @@ pub mod controller;
 pub mod crds;
 pub mod database;
 pub mod desired;
+pub mod term;
 pub mod web;

@@ -130,8 +130,8 @@ async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
     for (database, record) in connected.find(|record| due(&record.state)) {
-        info!(database, tenant = record.name, id = %record.id, "dropping what was kept of a deleted tenant");
-        connected.server.drop_tenant(&database, &record.id).await?;
+        let dropped = connected.server.drop_due(&database, &record.id, now).await?;
+        info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
         match connected.server.record(&database, &record.id).await? {
             Some(record) => drop(connected.set_record(&database, record)),
             None => connected.forget_record(&database, &record.id),

@@ -5,6 +5,7 @@ mod application;
 mod bulkheads;
 mod changes;
 mod conditions;
+mod connection;
 mod databases;
 mod failure;
 mod limits;
@@ -17,14 +18,17 @@ mod placements;
 mod plan;
 mod pool;
 mod queue;
+mod rollout;
 mod routes;
 mod server;
 mod settings;
 mod state;
 mod streams;
 mod tenant;
+mod workload;
 mod world;
 
+pub use connection::server_config;
 pub use settings::OperatorArgs;
 
 use std::{
@@ -44,7 +48,9 @@ use self::{
     metrics::Metrics,
     migrations::MigrationRuns,
     queue::Queue,
+    rollout::Rollouts,
     streams::Writers,
+    workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
 use crate::{
@@ -117,6 +123,8 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::new(args.migration_concurrency),
+        rollouts: Rollouts::default(),
+        looks: Looks::default(),
         backoff: Backoff::default(),
         metrics: Metrics::new(),
         args,

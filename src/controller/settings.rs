@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 
-use crate::{database::OverlapTimes, desired};
+use crate::{cluster::LeaseSettings, database::OverlapTimes, desired};
 
 /// Flags of `tenantry operator`.
 #[derive(Args, Clone, Debug)]
@@ -54,6 +54,30 @@ pub struct OperatorArgs {
     /// How often each server's health is checked
     #[arg(long, env = "TENANTRY_HEALTH_INTERVAL", default_value = "30s", value_parser = duration)]
     pub health_interval: Duration,
+    /// Whether only one of several operators leads, by a Lease; switch it off only where there is never a second one
+    #[arg(long, env = "TENANTRY_LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_election: bool,
+    /// The name of the Lease
+    #[arg(long, env = "TENANTRY_LEASE_NAME", default_value = "tenantry")]
+    pub lease_name: String,
+    /// The namespace of the Lease; the operator's own by default
+    #[arg(long, env = "TENANTRY_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Who this process is in the Lease, such as its pod's name; random by default. Whoever comes back under the same name leads at once
+    #[arg(long, env = "TENANTRY_LEASE_IDENTITY")]
+    pub lease_identity: Option<String>,
+    /// After how long without a renewal another operator takes over
+    #[arg(long, env = "TENANTRY_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    pub lease_duration: Duration,
+    /// After how long without a renewal the leader ends; less than the Lease's duration
+    #[arg(long, env = "TENANTRY_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = duration)]
+    pub lease_renew_deadline: Duration,
+    /// How often the leader renews the Lease and a standby looks at it; less than the deadline
+    #[arg(long, env = "TENANTRY_LEASE_RETRY", default_value = "2s", value_parser = duration)]
+    pub lease_retry: Duration,
+    /// How long reconciles that are under way may go on when the operator is asked to end
+    #[arg(long, env = "TENANTRY_SHUTDOWN_GRACE", default_value = "20s", value_parser = duration)]
+    pub shutdown_grace: Duration,
 }
 
 impl OperatorArgs {
@@ -66,6 +90,31 @@ impl OperatorArgs {
             agent_pull_policy: self.agent_pull_policy.clone(),
             agent_resources: None,
         }
+    }
+
+    /// Which lease, for whom; nothing where there is no election.
+    ///
+    /// # Errors
+    /// When the times don't fit together.
+    pub(super) fn lease(&self) -> anyhow::Result<Option<LeaseSettings>> {
+        if !self.leader_election {
+            return Ok(None);
+        }
+        let (retry, deadline, duration) = (self.lease_retry, self.lease_renew_deadline, self.lease_duration);
+        anyhow::ensure!(
+            !retry.is_zero() && retry < deadline && deadline < duration,
+            "a leader has to try more than once before it gives up, and to give up before another one leads: \
+             choose --lease-retry ({retry:?}) < --lease-renew-deadline ({deadline:?}) < --lease-duration ({duration:?})"
+        );
+        let random = || format!("tenantry-{:016x}", rand::random::<u64>());
+        Ok(Some(LeaseSettings {
+            namespace: self.lease_namespace.clone().unwrap_or_else(|| self.namespace.clone()),
+            name: self.lease_name.clone(),
+            identity: self.lease_identity.clone().unwrap_or_else(random),
+            duration,
+            renew_deadline: deadline,
+            retry,
+        }))
     }
 
     /// How long a replaced login lives on.

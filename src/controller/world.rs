@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use super::{
     bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
-    placements::Placements, queue::Queue, settings::OperatorArgs, state::ChildState,
+    placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    workload::Looks,
 };
 use crate::{
     api::{
@@ -49,6 +50,8 @@ pub(super) struct World {
     pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
+    pub(super) rollouts: Rollouts,
+    pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
 }

@@ -6,13 +6,14 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 8] = [
+const ORDER: [(&str, &[&str]); 9] = [
     ("api", &[]),
+    ("term", &[]),
     ("crds", &["api"]),
     ("desired", &["api"]),
-    ("cluster", &["api", "desired"]),
-    ("database", &[]),
-    ("controller", &["api", "desired", "cluster", "database"]),
+    ("cluster", &["api", "term", "desired"]),
+    ("database", &["term"]),
+    ("controller", &["api", "term", "desired", "cluster", "database"]),
     ("agent", &["api", "desired", "cluster", "database"]),
     ("web", &["api", "desired", "cluster", "database", "controller"]),
 ];

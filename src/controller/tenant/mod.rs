@@ -4,6 +4,7 @@ mod credentials;
 mod finalize;
 mod place;
 mod provision;
+mod recover;
 mod routing;
 mod status;
 
@@ -11,8 +12,8 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
-pub(super) use self::place::note as note_place;
 use self::{place::Place, status::Report};
+pub(super) use self::{place::note as note_place, recover::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,
