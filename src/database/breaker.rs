@@ -64,6 +64,11 @@ impl Breaker {
         Ok(Attempt { breaker: self, probe: true })
     }
 
+    /// Whether the server counts as away.
+    pub(super) fn is_open(&self) -> bool {
+        self.state().away.is_some()
+    }
+
     /// A connection that stood was lost, or no longer answers.
     pub(super) fn lost(&self, why: &Error) {
         let mut state = self.state();

@@ -18,9 +18,12 @@ use super::server::{Endpoint, ServerConfig};
 use super::sql::Script;
 use super::tls::{Connector, explain};
 use super::types::Statistics;
+use crate::term::Term;
 
 /// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
 const LIFETIME: Duration = Duration::from_secs(600);
+/// SQLSTATE of `tenantry.hold_fence`: the database knows a later leader.
+const OVERTAKEN: &str = "TN010";
 /// For the few statements that make or drop a whole database.
 const LONG: Duration = Duration::from_secs(300);
 
@@ -35,8 +38,8 @@ pub(super) struct Pool {
     /// For the tenants' endpoint, which may be away while the server is there.
     endpoint_breaker: Breaker,
     counters: Counters,
-    /// Highest wins; 0 until a leader said who it is.
-    pub(super) fence: AtomicU64,
+    /// Nothing is sent once it is over; its number is what transactions are fenced with.
+    term: Term,
 }
 
 #[derive(Default)]
@@ -71,7 +74,7 @@ pub(super) struct Login<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
+    pub(super) fn new(config: ServerConfig, term: Term) -> Result<Arc<Self>> {
         if config.connections == 0 {
             return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
         }
@@ -83,7 +86,7 @@ impl Pool {
             breaker: Breaker::new(config.timeouts.breaker),
             endpoint_breaker: Breaker::new(config.timeouts.breaker),
             counters: Counters::default(),
-            fence: AtomicU64::new(0),
+            term,
             config,
         }))
     }
@@ -93,6 +96,8 @@ impl Pool {
             statements: self.counters.statements.load(Ordering::Relaxed),
             round_trips: self.counters.round_trips.load(Ordering::Relaxed),
             connections: self.counters.connections.load(Ordering::Relaxed),
+            in_use: self.in_use(),
+            is_away: self.is_away(),
         }
     }
 
@@ -103,6 +108,30 @@ impl Pool {
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this process may still send anything. Transactions are fenced as well; this is
+    /// for what can't be in one, and says sooner what is the matter.
+    pub(super) fn check_term(&self) -> Result<()> {
+        if self.term.is_current() {
+            return Ok(());
+        }
+        Err(Error::transient("this process no longer leads: nothing is sent"))
+    }
+
+    /// The term that everything is sent in.
+    pub(super) fn term(&self) -> &Term {
+        &self.term
+    }
+
+    /// How many connections are in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.shelf().in_use
+    }
+
+    /// Whether the server counts as away.
+    pub(super) fn is_away(&self) -> bool {
+        self.breaker.is_open()
     }
 
     /// A connection to a database as the admin.
@@ -208,6 +237,7 @@ impl Pool {
 
     /// Opens a connection, for the admin or as a tenant's login, within the time for that.
     pub(super) async fn log_in(&self, login: &Login<'_>) -> Result<Client> {
+        self.check_term()?;
         let Endpoint { host, port } = login.endpoint;
         let mut config = tokio_postgres::Config::new();
         config
@@ -305,6 +335,7 @@ impl Connection {
         sql: &str,
         params: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
+        self.place.pool.check_term()?;
         self.place.pool.count(1);
         self.clean = false;
         let answer = timeout(self.patience(), self.client().query_typed(sql, params)).await;
@@ -315,8 +346,14 @@ impl Connection {
 
     /// Runs a script as one transaction, behind the fence.
     pub(super) async fn run(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
-        let fence = self.place.pool.fence.load(Ordering::Relaxed);
-        self.transaction(doing, script, (fence > 0).then_some(fence)).await
+        let number = self.place.pool.term.number();
+        let result = self.transaction(doing, script, (number > 0).then_some(number)).await;
+        if result.as_ref().is_err_and(|error| error.sqlstate() == Some(OVERTAKEN)) {
+            let rows = self.query(doing, "SELECT fence FROM tenantry.database", &[]).await?;
+            let seen: i64 = rows.first().map_or(0, |row| row.get(0));
+            self.place.pool.term.overtaken(u64::try_from(seen).unwrap_or(0));
+        }
+        result
     }
 
     /// Runs a script as one transaction where there is no fence yet, or none to be had.
@@ -343,6 +380,7 @@ impl Connection {
     }
 
     async fn send(&mut self, doing: &str, text: &str, count: u64, patience: Duration) -> Result<Vec<SimpleQueryRow>> {
+        self.place.pool.check_term()?;
         self.place.pool.count(count);
         self.clean = false;
         let answer = timeout(patience, self.client().simple_query(text)).await;

@@ -417,6 +417,10 @@ pub struct Statistics {
     pub round_trips: u64,
     /// Connections opened, tenants' logins that were proven or migrated included.
     pub connections: u64,
+    /// Connections in use at this moment.
+    pub in_use: usize,
+    /// Whether the server counts as away at this moment, and is not asked.
+    pub is_away: bool,
 }
 
 /// What [`drop_tenant`](super::Server::drop_tenant) left.
