@@ -1,23 +1,16 @@
 //! The `tenantry` program: one binary, one subcommand for each of its parts.
 
-use std::{
-    io::{IsTerminal as _, stderr},
-    time::Duration,
-};
+use std::io::{IsTerminal as _, stderr};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use kube::{Client, Config};
+use kube::Config;
 use tenantry::{agent, controller, crds, web::Web};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
-
-/// The longest that the API server may be silent on a watch before it counts as dead: longer
-/// than the time after which the API server itself ends one.
-const WATCH_SILENCE: Duration = Duration::from_secs(300);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
@@ -75,12 +68,8 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
-    let mut config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
-    // The controllers retry by themselves, later and later; the client's own retries would
-    // hold a slot for minutes.
-    config.default_retry = false;
-    config.read_timeout = Some(WATCH_SILENCE);
-    let client = Client::try_from(config).context("prepare a client")?;
+    let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
+    let client = tenantry::cluster::client(config, args.api_timeout).context("prepare a client")?;
     let (operator, running) = controller::start(args, client).await?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(web.serve(operator, async {

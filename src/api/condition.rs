@@ -29,6 +29,9 @@ pub enum ConditionType {
     RouteReady,
     /// The containers that serve are available, of a Pool.
     Available,
+    /// Every component runs with the newest template, of a Pool or Tenant; every pool and
+    /// tenant does, of an Application.
+    RolledOut,
     /// The route's API is served by the cluster.
     RouteApiAvailable,
     /// Egress to the database is allowed by a declared peer.
@@ -51,6 +54,7 @@ impl ConditionType {
             Self::WorkloadReady => "WorkloadReady",
             Self::RouteReady => "RouteReady",
             Self::Available => "Available",
+            Self::RolledOut => "RolledOut",
             Self::RouteApiAvailable => "RouteApiAvailable",
             Self::NetworkDeclared => "NetworkDeclared",
             Self::Reachable => "Reachable",

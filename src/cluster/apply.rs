@@ -14,15 +14,16 @@ use tracing::info;
 use super::{
     children::{Children, Key, Observed, desired_hash},
     drift::{self, REPLICAS_MANAGER, compare, is_ours},
-    error::{Error, ErrorClass, Result, is_conflict, is_not_found},
+    error::{Error, ErrorClass, Result, is_conflict, is_not_found, is_owned_by_others},
 };
 use crate::{
     api::FIELD_MANAGER,
     desired::{Kind, Object},
 };
 
-/// The longest that one call to the API server may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest that one call to the API server may take, with all of its answer: for a server
+/// that begins to answer and stops.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What an apply did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,22 +189,37 @@ impl<S: Clone + PartialEq> Cluster<S> {
         Ok(())
     }
 
-    /// Deletes an object if it is the one we know; one that is gone already is a success.
+    /// Deletes an object if it is the one we know, or another one that we made; one that is
+    /// gone already is a success.
     pub async fn delete(&self, key: &Key) -> Result<()> {
-        let uid = self.children.uid(key);
+        let Err(error) = self.delete_this(key, self.children.uid(key)).await? else { return Ok(()) };
+        // It is another one by now, or just busy.
+        let live = if is_conflict(&error) { self.read(key).await? } else { None };
+        let what = format!("delete {key}");
+        match live {
+            Some(live) if is_ours(&live) => {
+                let uid = live.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+                self.delete_this(key, uid).await?.map_err(|error| Error::from_kube(what, &error))
+            }
+            Some(_) => Ok(()),
+            None if is_conflict(&error) => Ok(()),
+            None => Err(Error::from_kube(what, &error)),
+        }
+    }
+
+    async fn delete_this(&self, key: &Key, uid: Option<String>) -> Result<kube::Result<()>> {
         let params = DeleteParams {
             preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
-        let what = format!("delete {key}");
-        match timed(&what, self.api(key).delete(&key.name, &params)).await? {
+        match timed(&format!("delete {key}"), self.api(key).delete(&key.name, &params)).await? {
             Ok(_) => {
                 info!(object = %key, "deleted");
-                Ok(())
+                Ok(Ok(()))
             }
-            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
-            Err(error) => Err(Error::from_kube(what, &error)),
+            Err(error) if is_not_found(&error) => Ok(Ok(())),
+            Err(error) => Ok(Err(error)),
         }
     }
 
@@ -221,7 +237,7 @@ impl<S: Clone + PartialEq> Cluster<S> {
         let params = strict(PatchParams::apply(FIELD_MANAGER));
         match timed(&what, self.api(key).patch(&key.name, &params, &Patch::Apply(body))).await? {
             Ok(created) => serde_json::to_value(created).map_err(|error| Error::timeout(format!("{what}: {error}"))),
-            Err(error) if is_conflict(&error) => Err(self.foreign(key, body)),
+            Err(error) if is_owned_by_others(&error) => Err(self.foreign(key, body)),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
     }

@@ -262,6 +262,13 @@ impl<S: Clone + PartialEq> Children<S> {
         self.lock().children.keys().filter(in_scope).cloned().collect()
     }
 
+    /// The objects of one kind that we made, with whose each is and what is known of its state.
+    pub fn states(&self, kind: Kind) -> Vec<(Key, Owner, S)> {
+        let maps = self.lock();
+        let ours = maps.children.iter().filter(|(key, child)| key.kind == kind && child.ours);
+        ours.filter_map(|(key, child)| Some((key.clone(), child.owner.clone()?, child.state.clone()))).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Maps<S>> {
         // Every update is one insertion or removal, so a panic in between leaves nothing half done.
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)

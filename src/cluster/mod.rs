@@ -2,6 +2,7 @@
 
 mod apply;
 mod children;
+mod client;
 mod drift;
 mod error;
 mod guard;
@@ -11,7 +12,8 @@ mod watch;
 
 pub use apply::{Applied, Cluster, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
-pub use drift::{Drift, Path, compare, is_ours};
+pub use client::client;
+pub use drift::{Drift, Path, compare, is_ours, template_differs, template_is_touched};
 pub use error::{Error, ErrorClass, Result};
 pub use guard::{Call, Calls, TermOver, client};
 pub use lease::{Leadership, LeaseSettings, Lost, lead};

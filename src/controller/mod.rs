@@ -16,6 +16,7 @@ mod placements;
 mod plan;
 mod pool;
 mod queue;
+mod rollout;
 mod routes;
 mod server;
 mod settings;
@@ -42,6 +43,7 @@ use self::{
     metrics::Metrics,
     migrations::MigrationRuns,
     queue::Queue,
+    rollout::Rollouts,
     streams::Writers,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
@@ -111,6 +113,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         databases: Databases::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::new(args.migration_concurrency),
+        rollouts: Rollouts::default(),
         backoff: Backoff::default(),
         metrics: Metrics::new(),
         args,

@@ -8,11 +8,16 @@ use std::{
 
 use k8s_openapi::ByteString;
 
-use super::{failure::Failure, namespaces, world::World};
+use super::{
+    failure::Failure,
+    namespaces,
+    rollout::{self, Sources},
+    world::World,
+};
 use crate::{
     api::Application,
     cluster::{Key, Owner},
-    desired::{Kind, Object, SharedContent, naming},
+    desired::{self, Kind, Object, SharedContent, naming},
 };
 
 /// The objects of one owner in a namespace of its own, while they are applied.
@@ -24,6 +29,8 @@ pub(super) struct Namespaced<'a> {
     owner: Owner,
     namespace: &'a str,
     wanted: HashSet<Key>,
+    /// Where a tenant's templates come from; nothing for a pool.
+    sources: Option<Box<Sources<'a>>>,
     /// The first object that was refused.
     failure: Option<Failure>,
 }
@@ -31,17 +38,36 @@ pub(super) struct Namespaced<'a> {
 impl<'a> Namespaced<'a> {
     /// Begins with the namespace of an owner.
     pub(super) fn new(world: &'a Arc<World>, owner: Owner, namespace: &'a str) -> Self {
-        Self { world, owner, namespace, wanted: HashSet::new(), failure: None }
+        Self { world, owner, namespace, wanted: HashSet::new(), sources: None, failure: None }
     }
 
-    /// Brings objects to what is desired, in their order. One that is refused doesn't keep
+    /// Says where a tenant's pod templates come from, by component, so that what its own spec
+    /// changes needs no turn in its Application's rollouts. It is asked only when a template
+    /// changes.
+    pub(super) fn sources(
+        mut self,
+        sources: impl Fn() -> BTreeMap<String, desired::rollout::Source> + Send + Sync + 'a,
+    ) -> Self {
+        self.sources = Some(Box::new(sources));
+        self
+    }
+
+    /// Brings objects to what is desired, in their order, Deployments last and together: they
+    /// go through the gate of rollouts, and keep the last pod template where a changed one
+    /// has to wait (condition `RolledOut` says so; it is no failure). One that is refused doesn't keep
     /// those after it from being applied; [`prune`](Self::prune) tells of it.
     ///
     /// # Errors
     /// Where the namespace, or the operator's rights in it, can't be had: nothing else can be
     /// made then.
     pub(super) async fn apply(&mut self, objects: impl IntoIterator<Item = Object>) -> Result<(), Failure> {
+        let mut deployments = Vec::new();
         for object in objects {
+            if object.kind == Kind::Deployment {
+                self.keep(Key::of(&object));
+                deployments.push(object);
+                continue;
+            }
             let rights = object.kind == Kind::RoleBinding && object.name == naming::NAMESPACE_ROLE;
             let applied = self.world.cluster.apply(&object).await;
             self.keep(Key::of(&object));
@@ -55,6 +81,10 @@ impl<'a> Namespaced<'a> {
             if rights {
                 namespaces::watch(self.world, self.namespace);
             }
+        }
+        let applied = rollout::apply(self.world, &self.owner, &deployments, self.sources.as_deref()).await;
+        if let Some(error) = applied.into_iter().find_map(Result::err) {
+            self.failure.get_or_insert(error.into());
         }
         Ok(())
     }

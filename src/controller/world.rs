@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns, placements::Placements,
-    queue::Queue, settings::OperatorArgs, state::ChildState,
+    queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
 };
 use crate::{
     api::{
@@ -48,6 +48,7 @@ pub(super) struct World {
     pub(super) databases: Databases,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
+    pub(super) rollouts: Rollouts,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
 }

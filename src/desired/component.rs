@@ -24,11 +24,12 @@ use super::{
     pod,
     sidecar::Sidecar,
     template,
+    tuning::{Scale, Tuning},
 };
 use crate::api::{Component, Quantities, Tier};
 
 /// One component in one namespace.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Workload<'a> {
     pub component: &'a Component,
     /// The field of the component, such as `spec.components[0]`.
@@ -37,14 +38,32 @@ pub(super) struct Workload<'a> {
     pub application: &'a str,
     pub owner: Owner<'a>,
     pub namespace: &'a str,
-    /// The agent, for a pool's components that get the tenants' credentials.
-    pub sidecar: Option<Sidecar<'a>>,
+    /// How the credentials reach the containers of a component that gets them.
+    pub files: Files<'a>,
+    /// What the plan and the tenant change of it.
+    pub tuning: Tuning,
+    /// Whether no pod shall run.
+    pub suspended: bool,
     /// How long a rollout may take, in seconds.
     pub deadline_seconds: Option<i32>,
     /// The quota of the namespace.
     pub quota: Option<&'a Quantities>,
     /// The replicas to hold while an autoscaler has not set any yet.
     pub held_replicas: Option<i32>,
+}
+
+/// How credentials reach the containers, always at the same paths.
+#[derive(Clone, Copy)]
+pub(super) enum Files<'a> {
+    /// Those of every tenant of a pool, kept by the agent.
+    Agent(Sidecar<'a>),
+    /// Those of one tenant, mounted by the kubelet.
+    Mounted {
+        /// The tenant's name.
+        tenant: &'a str,
+        /// Its hosts.
+        hosts: &'a [String],
+    },
 }
 
 /// What one component comes to.
@@ -124,7 +143,8 @@ fn quota_faults(path: &str, spec: &PodSpec, quota: Option<&Quantities>) -> Vec<F
 impl Workload<'_> {
     /// The objects of the component.
     pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
-        let template = decode(self.path, self.component, self.quota)?;
+        let mut template = decode(self.path, self.component, self.quota)?;
+        self.tuning.apply(&self.component.name, template.spec.get_or_insert_default());
         Ok(WorkloadObjects {
             deployment: self.deployment(template),
             service: self.component.port.map(|port| self.service(port)),
@@ -165,19 +185,17 @@ impl Workload<'_> {
         LabelSelector { match_labels: Some(self.selector()), ..LabelSelector::default() }
     }
 
-    fn fixed_replicas(&self) -> i32 {
-        self.component.replicas.as_ref().and_then(|replicas| replicas.get(self.tier)).map_or(1, |replicas| replicas.0)
-    }
-
-    fn autoscaling(&self) -> Option<&crate::api::Autoscaling> {
-        self.component.autoscaling.as_ref().and_then(|autoscaling| autoscaling.get(self.tier))
+    fn scale(&self) -> Scale {
+        self.tuning.scale(self.component, self.tier)
     }
 
     fn deployment(&self, template: PodTemplateSpec) -> Object {
         // An autoscaler owns the count once it has set one; see `PoolInput::held_replicas`.
-        let replicas = match self.autoscaling() {
-            Some(_) => self.held_replicas,
-            None => Some(self.fixed_replicas()),
+        let replicas = match self.scale() {
+            // It also keeps its hands off a Deployment that is scaled to zero.
+            _ if self.suspended => Some(0),
+            Scale::Auto(_) => self.held_replicas,
+            Scale::Fixed(replicas) => Some(replicas),
         };
         let deployment = Deployment {
             metadata: self.metadata(),
@@ -223,7 +241,7 @@ impl Workload<'_> {
     }
 
     fn autoscaler(&self) -> Option<Object> {
-        let autoscaling = self.autoscaling()?;
+        let Scale::Auto(autoscaling) = self.scale() else { return None };
         let autoscaler = HorizontalPodAutoscaler {
             metadata: self.metadata(),
             spec: HorizontalPodAutoscalerSpec {
@@ -256,7 +274,10 @@ impl Workload<'_> {
     /// Only where there is more than one replica: with one, a budget would hold up the
     /// draining of its node for ever.
     fn disruption_budget(&self) -> Option<Object> {
-        let fewest = self.autoscaling().map_or_else(|| self.fixed_replicas(), |autoscaling| autoscaling.min_replicas);
+        let fewest = match self.scale() {
+            Scale::Auto(autoscaling) => autoscaling.min_replicas,
+            Scale::Fixed(replicas) => replicas,
+        };
         if fewest < 2 {
             return None;
         }

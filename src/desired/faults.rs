@@ -33,6 +33,12 @@ pub(super) fn peer_faults(application: &Application) -> Vec<Fault> {
     faults
 }
 
+/// How long a rollout of the application's pods may take, in seconds.
+pub(super) fn rollout_seconds(application: &Application) -> Option<i32> {
+    let deadline = application.spec.rollout.as_ref()?.deadline.as_ref()?.get()?;
+    Some(i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX))
+}
+
 /// Names of shared objects that something else in the namespaces has or may get.
 pub(super) fn shared_faults(application: &Application) -> Vec<Fault> {
     let Some(shared) = &application.spec.shared else { return Vec::new() };

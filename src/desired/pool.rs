@@ -3,48 +3,19 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    Fault, Kind, Object,
-    component::Workload,
+    Fault, Object,
+    component::{Files, Workload},
     faults,
     namespace::Scope,
     naming::{self, Owner},
     network::{self, Network},
+    settings::Settings,
+    shared::{SharedContent, shared_objects},
     sidecar::Sidecar,
+    tuning::Tuning,
     validate,
 };
-use crate::api::{Application, DatabaseServer, Pool, Resources, Tier};
-
-/// What holds for the operator as a whole.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The operator's namespace.
-    pub operator_namespace: String,
-    /// The operator's ServiceAccount in it.
-    pub operator_service_account: String,
-    /// The image of the agent: the operator's own.
-    pub agent_image: String,
-    /// When the agent's image is pulled; Kubernetes' default when left out.
-    pub agent_pull_policy: Option<String>,
-    /// The agent's requests and limits; sized by the pool's capacity when left out. Give it
-    /// a CPU request, without which no autoscaler can measure its pods.
-    pub agent_resources: Option<Resources>,
-}
-
-/// A shared Secret or ConfigMap, as it is in the operator's namespace. (Not `Debug`: it may
-/// have secrets.)
-#[derive(Clone, PartialEq)]
-pub struct SharedContent {
-    /// Secret or ConfigMap.
-    pub kind: Kind,
-    /// Its name there and in every namespace of the Application.
-    pub name: String,
-    /// A Secret's type.
-    pub type_: Option<String>,
-    /// A ConfigMap's text, or a Secret's base64, by key.
-    pub data: BTreeMap<String, String>,
-    /// A ConfigMap's base64, by key.
-    pub binary_data: BTreeMap<String, String>,
-}
+use crate::api::{Application, DatabaseServer, Pool, Tier};
 
 /// What a pool's objects are made from.
 #[derive(Clone, Copy)]
@@ -161,8 +132,6 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
     let shared = shared_objects(scope, application, input.shared, &mut faults);
     let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
-    let deadline = application.spec.rollout.as_ref().and_then(|rollout| rollout.deadline.as_ref()?.get());
-    let deadline_seconds = deadline.map(|deadline| i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX));
 
     let (mut services, mut disruption_budgets) = (Vec::new(), Vec::new());
     let (mut autoscalers, mut deployments) = (Vec::new(), Vec::new());
@@ -174,8 +143,10 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
             application: application_name,
             owner,
             namespace: &namespace,
-            sidecar: Some(sidecar),
-            deadline_seconds,
+            files: Files::Agent(sidecar),
+            tuning: Tuning::default(),
+            suspended: false,
+            deadline_seconds: faults::rollout_seconds(application),
             quota,
             held_replicas: input.held_replicas.get(&component.name).copied(),
         };
@@ -213,35 +184,4 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         deployments,
         network_declared: network::declared(application, server),
     })
-}
-
-/// Copies of what the Application shares; a fault for each that is not there.
-fn shared_objects(
-    scope: Scope<'_>,
-    application: &Application,
-    contents: &[SharedContent],
-    faults: &mut Vec<Fault>,
-) -> Vec<Object> {
-    let Some(shared) = &application.spec.shared else { return Vec::new() };
-    let list = |kind, field, names: &Option<Vec<String>>| {
-        let names = names.iter().flatten().enumerate();
-        names.map(|(index, name)| (kind, format!("spec.shared.{field}[{index}]"), name.clone())).collect::<Vec<_>>()
-    };
-    let wanted = list(Kind::Secret, "secrets", &shared.secrets).into_iter().chain(list(
-        Kind::ConfigMap,
-        "configMaps",
-        &shared.config_maps,
-    ));
-    let mut objects = Vec::new();
-    for (kind, path, name) in wanted {
-        match contents.iter().find(|content| content.kind == kind && content.name == name) {
-            Some(content) => objects.push(scope.shared(content)),
-            None => faults.push(Fault::new(
-                "SharedObjectMissing",
-                path,
-                format!("there is no {kind} {name} in the operator's namespace: create it, or remove it here"),
-            )),
-        }
-    }
-    objects
 }

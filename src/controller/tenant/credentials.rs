@@ -18,7 +18,7 @@ use crate::{
         state::{ChildState, credentials},
     },
     database::{Credentials, IssuedLogin, LoginState, Overlap, Password, PasswordDigest},
-    desired::{Kind, Object, TenantInput, naming, pooled_secret},
+    desired::{Kind, Object, SecretInput, naming, tenant_secret},
 };
 
 /// A value of the annotation that begins so closes the old login at once.
@@ -229,7 +229,7 @@ fn secret_hash(
 fn secret_with(case: &Case<'_>, place: &Place, provisioned: &Provisioned, username: &str, password: &str) -> Object {
     let connected = &provisioned.connected;
     let endpoint = connected.server.endpoint();
-    pooled_secret(&TenantInput {
+    tenant_secret(&SecretInput {
         tenant: case.name,
         pool: Some(&place.pool),
         application: &case.effective.application,

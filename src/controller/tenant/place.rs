@@ -242,6 +242,7 @@ fn server_view(world: &World, name: &str, pools: &[PoolView]) -> ServerView {
         databases: u32::try_from(of_pools.count() + orphaned).unwrap_or(u32::MAX),
         max_databases: positive(capacity.databases, 100),
         schemas_per_database: positive(capacity.schemas_per_database, 1_000),
+        reserved: false,
         refuses,
     }
 }
