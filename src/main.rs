@@ -69,7 +69,8 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
     let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
-    let client = tenantry::cluster::client(config, args.api_timeout).context("prepare a client")?;
+    let calls = tenantry::cluster::Calls::default();
+    let client = tenantry::cluster::client(config, args.api_timeout, None, &calls).context("prepare a client")?;
     let (operator, running) = controller::start(args, client).await?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(web.serve(operator, async {

@@ -15,6 +15,9 @@ use kube::{
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{BoxError, Layer, Service};
 
+use super::guard::{Calls, Guard};
+use crate::term::Term;
+
 /// The longest that the API server may be silent on a watch before it counts as dead: longer
 /// than the time after which the API server itself ends one.
 const WATCH_SILENCE: Duration = Duration::from_secs(300);
@@ -24,16 +27,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A client for the operator. A call that isn't answered within `answer` has failed (what an
 /// answered watch brings later has no such bound), and after `429 Too Many Requests` or `503`
-/// with `Retry-After` nothing is sent for as long as that says.
+/// with `Retry-After` nothing is sent for as long as that says. Calls are counted; with a term,
+/// what would change something is sent only while that is current.
 ///
 /// # Errors
 /// When the configuration names files or certificates that can't be used.
-pub fn client(mut config: Config, answer: Duration) -> kube::Result<Client> {
+pub fn client(mut config: Config, answer: Duration, term: Option<Term>, calls: &Calls) -> kube::Result<Client> {
     // The controllers retry by themselves, later and later; the client's own retries would
     // hold a slot for minutes.
     config.default_retry = false;
     config.read_timeout = Some(WATCH_SILENCE);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Polite { answer }).build())
+    // The guard is the inner one: what had to wait is looked at when it is sent.
+    let guarded = ClientBuilder::try_from(config)?.with_layer(&Guard::new(term, calls.clone()));
+    Ok(guarded.with_layer(&Polite { answer }).build())
 }
 
 /// Waits for no answer for ever, and asks nothing while it was asked to wait.

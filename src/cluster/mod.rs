@@ -15,7 +15,7 @@ pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use client::client;
 pub use drift::{Drift, Path, compare, is_ours, template_differs, template_is_touched};
 pub use error::{Error, ErrorClass, Result};
-pub use guard::{Call, Calls, TermOver, client};
+pub use guard::{Call, Calls, TermOver};
 pub use lease::{Leadership, LeaseSettings, Lost, lead};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
 pub use watch::{Change, events, reflect, watch_children};
