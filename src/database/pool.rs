@@ -136,6 +136,8 @@ impl Pool {
 
     /// A connection to a database as the admin.
     pub(super) async fn get(self: &Arc<Self>, database: &str) -> Result<Connection> {
+        // Before the breaker is asked: that this process doesn't lead says nothing about the server.
+        self.check_term()?;
         let attempt = self.breaker.attempt()?;
         let config = &self.config;
         let place = self.place(&self.places).await?;
@@ -199,6 +201,7 @@ impl Pool {
     /// Logs in through the tenants' endpoint.
     pub(super) async fn visit(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
         // Where tenants go the operator's own way, what one finds out holds for the other.
+        self.check_term()?;
         let same = self.config.endpoint.is_none();
         let attempt = if same { self.breaker.attempt()? } else { self.endpoint_breaker.attempt()? };
         let place = self.place(&self.places).await?;
