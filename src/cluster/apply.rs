@@ -36,6 +36,22 @@ pub enum Applied {
     Changed,
 }
 
+/// What a delete came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// The object is not there (any more), or it is not ours.
+    Gone,
+    /// It goes once what is under way has ended.
+    Ending,
+    /// It stays until whoever set these finalizers removes them.
+    Held {
+        /// Kind, namespace and name.
+        what: String,
+        /// The finalizers.
+        finalizers: Vec<String>,
+    },
+}
+
 /// Reads and writes the operator's objects in a cluster.
 pub struct Cluster<S> {
     client: Client,
@@ -189,10 +205,23 @@ impl<S: Clone + PartialEq> Cluster<S> {
         Ok(())
     }
 
+    /// Deletes an object if we made it; one that is gone already is a success. One that no
+    /// watch has told of is looked at first: its name may be somebody else's.
+    pub async fn delete_ours(&self, key: &Key) -> Result<Deleted> {
+        let ours = match self.children.is_ours(key) {
+            Some(ours) => ours,
+            None => self.read(key).await?.is_some_and(|live| is_ours(&live)),
+        };
+        if ours { self.delete(key).await } else { Ok(Deleted::Gone) }
+    }
+
     /// Deletes an object if it is the one we know, or another one that we made; one that is
     /// gone already is a success.
-    pub async fn delete(&self, key: &Key) -> Result<()> {
-        let Err(error) = self.delete_this(key, self.children.uid(key)).await? else { return Ok(()) };
+    pub async fn delete(&self, key: &Key) -> Result<Deleted> {
+        let error = match self.delete_this(key, self.children.uid(key)).await? {
+            Ok(deleted) => return Ok(deleted),
+            Err(error) => error,
+        };
         // It is another one by now, or just busy.
         let live = if is_conflict(&error) { self.read(key).await? } else { None };
         let what = format!("delete {key}");
@@ -201,24 +230,25 @@ impl<S: Clone + PartialEq> Cluster<S> {
                 let uid = live.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
                 self.delete_this(key, uid).await?.map_err(|error| Error::from_kube(what, &error))
             }
-            Some(_) => Ok(()),
-            None if is_conflict(&error) => Ok(()),
+            Some(_) => Ok(Deleted::Gone),
+            None if is_conflict(&error) => Ok(Deleted::Gone),
             None => Err(Error::from_kube(what, &error)),
         }
     }
 
-    async fn delete_this(&self, key: &Key, uid: Option<String>) -> Result<kube::Result<()>> {
+    async fn delete_this(&self, key: &Key, uid: Option<String>) -> Result<kube::Result<Deleted>> {
         let params = DeleteParams {
             preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
         match timed(&format!("delete {key}"), self.api(key).delete(&key.name, &params)).await? {
-            Ok(_) => {
+            Ok(answer) => {
                 info!(object = %key, "deleted");
-                Ok(Ok(()))
+                // An object that is gone at once is answered with a status alone.
+                Ok(Ok(answer.left().map_or(Deleted::Gone, |left| ending(key, &left))))
             }
-            Err(error) if is_not_found(&error) => Ok(Ok(())),
+            Err(error) if is_not_found(&error) => Ok(Ok(Deleted::Gone)),
             Err(error) => Ok(Err(error)),
         }
     }
@@ -285,6 +315,14 @@ pub fn api_resource(kind: Kind) -> ApiResource {
         kind: kind.as_str().into(),
         plural: kind.plural().into(),
     }
+}
+
+/// What holds an object that is being deleted. Kubernetes' own finalizers end by themselves.
+fn ending(key: &Key, object: &DynamicObject) -> Deleted {
+    let own = ["foregroundDeletion", "orphan"];
+    let foreign = object.metadata.finalizers.iter().flatten().filter(|name| !own.contains(&name.as_str()));
+    let finalizers: Vec<_> = foreign.cloned().collect();
+    if finalizers.is_empty() { Deleted::Ending } else { Deleted::Held { what: key.to_string(), finalizers } }
 }
 
 fn strict(mut params: PatchParams) -> PatchParams {

@@ -243,6 +243,11 @@ impl<S: Clone + PartialEq> Children<S> {
         self.lock().children.get(key).map(|child| child.state.clone())
     }
 
+    /// Whether we made an object; nothing where none is known.
+    pub fn is_ours(&self, key: &Key) -> Option<bool> {
+        self.lock().children.get(key).map(|child| child.ours)
+    }
+
     /// An object's UID.
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.lock().children.get(key).map(|child| child.uid.clone())

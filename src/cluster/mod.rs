@@ -11,7 +11,7 @@ mod status;
 mod watch;
 mod watches;
 
-pub use apply::{Applied, Cluster, api_resource};
+pub use apply::{Applied, Cluster, Deleted, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use client::client;
 pub use drift::{Drift, Path, compare, is_ours, template_differs, template_is_touched};

@@ -206,23 +206,40 @@ fn key_of(kind: Kind, object: &DynamicObject) -> Key {
     Key { kind, namespace: object.metadata.namespace.clone(), name: object.name_any() }
 }
 
-/// A watch that goes on after errors, with backoff, and says so in the log.
+/// A watch that goes on after errors, with backoff, and says so in the log. Whatever can't be
+/// resumed is listed anew.
 pub fn events<K>(api: Api<K>, config: watcher::Config, watch: Watch) -> impl Stream<Item = Event<K>> + Unpin
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash,
 {
-    let events = watcher(api, config.page_size(PAGE_SIZE)).default_backoff().filter_map(move |event| {
-        match &event {
-            Ok(_) => watch.works(),
-            Err(error) => {
-                warn!(kind = watch.kind(), %error, "watch failed; it is tried again");
-                watch.failed(&error.to_string());
+    let config = config.page_size(PAGE_SIZE);
+    let begin = move || watcher(api.clone(), config.clone()).default_backoff().boxed();
+    let events = stream::unfold((begin(), begin), move |(mut stream, begin)| {
+        let watch = watch.clone();
+        async move {
+            let event = stream.next().await?;
+            match &event {
+                Ok(_) => watch.works(),
+                Err(error) => {
+                    warn!(kind = watch.kind(), %error, "watch failed; it is tried again");
+                    watch.failed(&error.to_string());
+                    if is_expired(error) {
+                        // kube's watcher would ask for the same version for ever.
+                        stream = begin();
+                    }
+                }
             }
+            Some((event.ok(), (stream, begin)))
         }
-        ready(event.ok())
     });
-    Box::pin(events)
+    Box::pin(events.filter_map(ready))
+}
+
+/// Whether a watch could not begin where the last one ended: the API server, or a proxy before
+/// it, answered 410 instead of an event that says so.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::tenant::Stranger;
 use crate::database::{
     DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
 };
@@ -51,6 +52,8 @@ pub(super) struct Connected {
     /// `verify-full` or `disable`.
     pub(super) sslmode: &'static str,
     databases: Mutex<HashMap<String, DatabaseIndex>>,
+    /// What other clusters have here, by the Tenant's name and the Application's.
+    strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
     health: Mutex<Option<(Instant, ServerInfo)>>,
 }
@@ -76,7 +79,16 @@ impl Connected {
         sslmode: &'static str,
     ) -> Self {
         let health = Mutex::new(Some((Instant::now(), info.clone())));
-        Self { server, config_hash, info, ca_pem, sslmode, databases: Mutex::default(), health }
+        Self {
+            server,
+            config_hash,
+            info,
+            ca_pem,
+            sslmode,
+            databases: Mutex::default(),
+            strangers: Mutex::default(),
+            health,
+        }
     }
 
     /// How the server is: what it said within `interval`, or else what it says now. Counts
@@ -118,6 +130,21 @@ impl Connected {
         let name = database.name;
         let index = DatabaseIndex { purpose, ready: false, tenants, meters: HashMap::new(), limits };
         self.lock().insert(name, index);
+    }
+
+    /// Takes in the records of a database that belongs to another cluster.
+    pub(super) fn load_strangers(&self, database: &str, records: Vec<TenantRecord>) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            let stranger = Stranger { database: database.to_owned(), id: record.id, uid: record.uid };
+            strangers.entry((record.name, record.application)).or_default().push(stranger);
+        }
+    }
+
+    /// What other clusters have here of a Tenant of this name and Application.
+    pub(super) fn strangers(&self, tenant: &str, application: &str) -> Vec<Stranger> {
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.get(&(tenant.to_owned(), application.to_owned())).cloned().unwrap_or_default()
     }
 
     /// Notes that a database was made ready.

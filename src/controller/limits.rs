@@ -6,6 +6,7 @@ use crate::{
     database::{self, Limit, MeterDefinition, Policy, Purpose},
     desired::limits::{MeterPolicy, plan_limits},
 };
+use futures::future::join_all;
 use kube::ResourceExt as _;
 
 /// A plan's limits as the database takes them.
@@ -62,19 +63,22 @@ pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -
 /// server that is away gets them when it is back; an application that doesn't declare one of
 /// the meters keeps the limits that it had, and its Tenants say so.
 pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failure> {
+    let servers = world.databases.all();
+    let all = servers.iter().map(|(_, connected)| plan_changed_on(world, connected, plan));
+    join_all(all).await.into_iter().find(Result::is_err).unwrap_or(Ok(()))
+}
+
+/// The same on one server, which another one doesn't wait for.
+async fn plan_changed_on(world: &World, connected: &Connected, plan: &Plan) -> Result<(), Failure> {
     let name = plan.name_any();
     let mut failure = None;
-    for (_, connected) in world.databases.all() {
-        for database in connected.names() {
-            let fits = |application: std::sync::Arc<Application>| fits(plan, &application);
-            if !connected.uses_plan(&database, &name)
-                || !pool_application(world, &connected, &database).is_some_and(fits)
-            {
-                continue;
-            }
-            if let Err(error) = ensure(&connected, &database, plan).await {
-                failure.get_or_insert(error);
-            }
+    for database in connected.names() {
+        let fits = |application: std::sync::Arc<Application>| fits(plan, &application);
+        if !connected.uses_plan(&database, &name) || !pool_application(world, connected, &database).is_some_and(fits) {
+            continue;
+        }
+        if let Err(error) = ensure(connected, &database, plan).await {
+            failure.get_or_insert(error);
         }
     }
     failure.map_or(Ok(()), Err)

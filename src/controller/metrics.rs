@@ -76,7 +76,8 @@ pub(super) struct Observation {
     pub(super) definitions_current: bool,
     /// Depth and oldest age, by kind.
     pub(super) queues: Vec<(&'static str, usize, Duration)>,
-    pub(super) servers: Vec<(String, Statistics)>,
+    /// Each server, and how many reconciles are at work on it.
+    pub(super) servers: Vec<(String, Statistics, usize)>,
     /// Tenants by tier and by their condition Ready.
     pub(super) tenants: BTreeMap<(String, String), usize>,
 }
@@ -84,7 +85,6 @@ pub(super) struct Observation {
 /// The operator's metrics.
 pub(super) struct Metrics {
     registry: Registry,
-    calls: Calls,
     observed: Observed,
     reconciled: Family<Reconciled, Counter>,
     durations: Family<OfKind, Histogram, fn() -> Histogram>,
@@ -114,7 +114,7 @@ impl Metrics {
             "Reconciles that are to be tried again after a failure, by its class",
             retries.clone(),
         );
-        ours.register("api_requests", "Calls to the API server", calls.clone());
+        ours.register("api_requests", "Calls to the API server", calls);
         ours.register("watch_restarts", "Watches that failed and were begun again", watches.restarts());
         let ended_sessions = Family::default();
         ours.register(
@@ -130,12 +130,7 @@ impl Metrics {
         );
         let events = Family::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
-        Self { registry, calls, observed, reconciled, durations, retries, ended_sessions, repaired, events }
-    }
-
-    /// Where calls to the API server are counted.
-    pub(super) fn calls(&self) -> &Calls {
-        &self.calls
+        Self { registry, observed, reconciled, durations, retries, ended_sessions, repaired, events }
     }
 
     /// Counts a reconcile that ended; returns how the metric names its result.
@@ -227,25 +222,31 @@ impl Collector for Observed {
             &mut encoder,
             "database_statements",
             "SQL statements sent to a server",
-            now.servers.iter().map(|(name, of)| (of_server(name), of.statements)),
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.statements)),
         )?;
         counters(
             &mut encoder,
             "database_connections_opened",
             "Connections opened to a server",
-            now.servers.iter().map(|(name, of)| (of_server(name), of.connections)),
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.connections)),
         )?;
         gauges(
             &mut encoder,
             "database_connections",
             "Connections to a server that are in use",
-            now.servers.iter().map(|(name, of)| (of_server(name), of.in_use as f64)),
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.in_use as f64)),
         )?;
         gauges(
             &mut encoder,
             "database_breaker_open",
             "1 while a server counts as away and is not asked",
-            now.servers.iter().map(|(name, of)| (of_server(name), f64::from(u8::from(of.is_away)))),
+            now.servers.iter().map(|(name, of, _)| (of_server(name), f64::from(u8::from(of.away)))),
+        )?;
+        gauges(
+            &mut encoder,
+            "database_reconciles_running",
+            "Reconciles of Tenants and Pools that are at work on a server",
+            now.servers.iter().map(|(name, _, running)| (of_server(name), *running as f64)),
         )
     }
 }
@@ -296,7 +297,7 @@ mod tests {
         let metrics = Metrics::new(calls, &watches);
         let observation = Observation {
             queues: vec![("Tenant", 2, Duration::from_millis(1_500))],
-            servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() })],
+            servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
             ..Observation::default()
         };

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::ResourceExt as _;
 
 use super::{
+    bulkheads,
     conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
     objects::{Namespaced, shared_contents},
     queue::Outcome,
-    state::ChildState,
+    workload::{self, Standing},
     world::World,
 };
 use crate::{
@@ -20,19 +21,16 @@ use crate::{
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::{DatabaseSpec, Purpose},
-    desired::{
-        Catalog as _, Kind, PoolInput,
-        availability::{component_state, unavailable},
-        join_faults, naming, pool_capacity, pool_faults, pool_objects,
-    },
+    desired::{Catalog as _, Kind, PoolInput, join_faults, naming, pool_capacity, pool_faults, pool_objects},
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
-const CONCERNS: [ConditionType; 4] = [
+const CONCERNS: [ConditionType; 5] = [
     ConditionType::DatabaseReady,
     ConditionType::WorkloadReady,
     ConditionType::NetworkDeclared,
     ConditionType::Available,
+    ConditionType::RolledOut,
 ];
 
 pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
@@ -49,12 +47,19 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     let mut capacity = None;
     match (application, server) {
         (Some(application), Some(server)) if faults.is_empty() => {
+            let Some(_seat) = world.seat(&pool.spec.server, &Owner::Pool(pool.name_any())) else {
+                return Ok(Some(bulkheads::ASK_AGAIN));
+            };
             capacity = Some(pool_capacity(&pool, &application, &server));
             // The namespace and the database don't wait for each other.
             let (workload, database) =
                 tokio::join!(apply(&pool, &application, &server, &world), prepare(&pool, &application, &world));
             judge_database(&mut concerns, database);
-            judge_workload(&mut concerns, workload, &application, &pool, &world);
+            judge_workload(&mut concerns, workload, &pool);
+            let (name, conditions) = (pool.name_any(), pool.status.as_ref().map(|status| &status.conditions));
+            let (owner, namespace) = (Owner::Pool(name.clone()), naming::pool_namespace(&name));
+            let conditions = conditions.map(Vec::as_slice).unwrap_or_default();
+            judge_containers(&mut concerns, workload::look(&world, &owner, &namespace, &application, conditions).await);
         }
         _ => concerns.fails(
             ConditionType::WorkloadReady,
@@ -77,13 +82,7 @@ fn judge_database(concerns: &mut Concerns, database: Result<(), Failure>) {
     }
 }
 
-fn judge_workload(
-    concerns: &mut Concerns,
-    workload: Result<bool, Failure>,
-    application: &Application,
-    pool: &Pool,
-    world: &World,
-) {
+fn judge_workload(concerns: &mut Concerns, workload: Result<bool, Failure>, pool: &Pool) {
     match workload {
         Ok(true) => {
             concerns.holds(ConditionType::NetworkDeclared, "Declared", "pods may reach the database server");
@@ -104,23 +103,18 @@ fn judge_workload(
         }
         Err(failure) => concerns.fails(ConditionType::WorkloadReady, failure),
     }
-    let states: Vec<_> = application
-        .spec
-        .components
-        .iter()
-        .map(|component| state_of(world, &pool.name_any(), &component.name))
-        .collect();
-    match unavailable(&states) {
-        None => concerns.holds(ConditionType::Available, "Available", "every component serves"),
-        Some((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
-    }
 }
 
-fn state_of(world: &World, pool: &str, component: &str) -> crate::desired::availability::ComponentState {
-    let key = Key { kind: Kind::Deployment, namespace: Some(naming::pool_namespace(pool)), name: component.to_owned() };
-    match world.cluster.children().state(&key) {
-        Some(ChildState::Component(state)) => state,
-        _ => component_state(component, None),
+/// What the pool's containers do: whether they serve, and whether a changed template is
+/// everywhere. A rollout takes nothing from who is in the pool, and so nothing from `Ready`.
+fn judge_containers(concerns: &mut Concerns, standing: Standing) {
+    match standing.serves {
+        Ok(None) => concerns.holds(ConditionType::Available, "Available", "every component serves"),
+        Ok(Some((reason, message))) => concerns.holds(ConditionType::Available, reason, message),
+        Err((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
+    }
+    if let Some(verdict) = standing.rolled_out {
+        concerns.notes(verdict);
     }
 }
 

@@ -87,7 +87,7 @@ impl Drop for AbortOnDrop {
 }
 
 /// How one resource is worked through.
-pub(super) struct Work<K: Lookup, F> {
+pub(super) struct Work<K: Lookup<DynamicType = ()> + 'static, F> {
     pub(super) store: Store<K>,
     pub(super) requests: mpsc::UnboundedReceiver<ObjectRef<K>>,
     pub(super) queue: fn(&World) -> &Queue<K>,
@@ -125,7 +125,7 @@ where
         // An object that is gone by now is no error; there are no others.
         if let Err(controller::Error::ObjectNotFound(gone)) = result {
             queue(&world).taken(&gone.name);
-            world.backoff.reset(&format!("{}/{}", K::kind(&()), gone.name));
+            world.backoff.reset(&format!("{}/{}", <K as Resource>::kind(&()), gone.name));
         }
     }
 }

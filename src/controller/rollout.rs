@@ -320,6 +320,11 @@ pub(super) fn verdict(
     Some(Verdict::yes(ConditionType::RolledOut, "RolledOut", "every component runs with the newest template"))
 }
 
+/// Whether it says that somebody else comes first.
+pub(super) fn is_waiting(verdict: &Verdict) -> bool {
+    [WAITING, STOPPED].contains(&verdict.reason)
+}
+
 /// Whether all units of an Application have its newest templates, or where it is at; units
 /// that wait are looked at where they can go on.
 pub(super) fn review(world: &World, application: &Application) -> Result<(), Failure> {

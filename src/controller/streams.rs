@@ -12,7 +12,7 @@ use kube::{
 };
 use tokio::sync::mpsc;
 
-use super::{changes, namespaces::push_owner, routes, world::World};
+use super::{changes, namespaces::push_owner, rollout, routes, world::World};
 use crate::{
     api::{Application, DatabaseServer, Plan, Pool, Tenant},
     cluster::{Change, reflect, watch_children},
@@ -134,7 +134,12 @@ pub(super) fn children(
         namespace,
         world.cluster.shared_children(),
         world.watches.of(kind.to_string()),
-        move |owner| push_owner(&tell, &owner),
+        move |owner| {
+            push_owner(&tell, &owner);
+            if kind == Kind::Deployment {
+                rollout::stir(&tell);
+            }
+        },
         move || {
             // Nobody waits for a second list.
             let _ = listed.try_send(());

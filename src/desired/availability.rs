@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::rollout::RolloutState;
+use super::rollout::{Progress, RolloutState};
 use crate::api::Reason;
 
 /// Whether one component serves.
@@ -18,6 +18,15 @@ pub struct ComponentState {
     pub message: String,
     /// Which template its pods are of, and how far its rollout is.
     pub rollout: RolloutState,
+}
+
+impl ComponentState {
+    /// Whether all that is wanted is there and no rollout is under way: then nobody has to look
+    /// at its pods.
+    pub fn is_whole(&self) -> bool {
+        let is_rolling = matches!(self.rollout.progress, Progress::Rolling | Progress::Failed(_));
+        self.reason == "ScaledToZero" || (self.message.is_empty() && !is_rolling)
+    }
 }
 
 /// Whether a component serves, from its live Deployment; `None` when there is no Deployment.

@@ -32,6 +32,7 @@ mod shared;
 mod sidecar;
 mod template;
 mod tenant;
+pub mod trouble;
 mod tuning;
 mod validate;
 

@@ -16,7 +16,8 @@ const VALUES: &[&str] = &[
     "{nodeSelector: {pool: system}, tolerations: [{key: system, operator: Exists}], affinity: {}, podLabels: {team: platform}, podAnnotations: {a: b}, serviceAccount: {annotations: {a: b}}}",
 ];
 
-fn render(values: &str) -> String {
+/// The chart's objects with these settings, as YAML.
+pub fn render(values: &str) -> String {
     let mut helm = ground().helm();
     helm.args(["template", "tenantry", "--namespace", "tenantry-system", "--kube-version", "1.33.0", "--values", "-"]);
     let mut helm = helm
@@ -55,7 +56,7 @@ fn settings_have_their_effect() {
     let kinds = |objects: &[Value], kind: &str| objects.iter().filter(|object| object["kind"] == kind).count();
     let standard = objects(VALUES[0]);
     assert_eq!(kinds(&standard, "CustomResourceDefinition"), 5);
-    assert_eq!(kinds(&standard, "ValidatingAdmissionPolicy"), 1);
+    assert_eq!(kinds(&standard, "ValidatingAdmissionPolicy"), 5);
     for crd in standard.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {
         assert_eq!(crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{}", crd["metadata"]["name"]);
     }
@@ -134,7 +135,7 @@ fn installing_twice_changes_nothing() {
         versions("crd,clusterrole,clusterrolebinding", "resourceVersion") + &policies
     };
     let before = all();
-    assert_eq!(before.lines().count(), 5 + 9 + 1 + 2, "{before}");
+    assert_eq!(before.lines().count(), 5 + 9 + 1 + 10, "{before}");
     install(ground());
     assert_eq!(all(), before);
 }

@@ -29,7 +29,7 @@ pub fn ground() -> &'static Devcluster {
 /// A control plane with the chart installed. The operator doesn't run: what is tested here
 /// is what the API server does alone.
 pub fn with_chart() -> Devcluster {
-    let ground = Devcluster::start(Options { postgres: false, nodes: 0, ..Options::default() }).expect("a devcluster");
+    let ground = Devcluster::start(Options { postgres: false, nodes: 1, ..Options::default() }).expect("a devcluster");
     install(&ground);
     ground
 }

@@ -1,5 +1,6 @@
 //! What the API server, with our definitions and chart, makes of what users write.
 
+mod admission;
 mod bad_input;
 mod chart;
 mod definitions;

@@ -14,6 +14,7 @@ use crate::{
     api::{ConditionType, DeletionPolicy, Duration, Plan, Tenant, Verdict},
     cluster::{Key, Owner, remove_finalizer},
     controller::{
+        bulkheads,
         conditions::Concerns,
         databases::Connected,
         failure::{Class, Failure},
@@ -33,7 +34,20 @@ pub(super) async fn finalize(tenant: &Tenant, world: &Arc<World>) -> Outcome {
         return Ok(None);
     }
     world.shared.set_waiting(&tenant.name_any(), false);
-    if let Err(failure) = take_out(tenant, world).await {
+    let place = place_of(tenant, world);
+    let mut seat = None;
+    if let Ok(Some(place)) = &place {
+        seat = world.seat(&place.server, &Owner::Tenant(tenant.name_any()));
+        if seat.is_none() {
+            return Ok(Some(bulkheads::ASK_AGAIN));
+        }
+    }
+    let taken_out = match place {
+        Ok(place) => take_out(tenant, world, place).await,
+        Err(failure) => Err(failure),
+    };
+    drop(seat);
+    if let Err(failure) = taken_out {
         let mut report = Report::new(tenant, world);
         report.verdicts = Concerns::not_ready(&failure);
         if failure.reason == "DatabaseUnavailable" {
@@ -52,9 +66,8 @@ pub(super) async fn finalize(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     Ok(None)
 }
 
-async fn take_out(tenant: &Tenant, world: &Arc<World>) -> Result<(), Failure> {
+async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> Result<(), Failure> {
     let name = tenant.name_any();
-    let place = place_of(tenant, world)?;
     if let Some(place) = &place {
         let connected = world.databases.get(&place.server).ok_or_else(|| unavailable(&place.server))?;
         take_out_data(tenant, world, place, &connected).await?;

@@ -4,6 +4,7 @@ mod credentials;
 mod finalize;
 mod place;
 mod provision;
+mod recover;
 mod routing;
 mod status;
 
@@ -11,9 +12,10 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
-pub(super) use self::place::note as note_place;
 use self::{place::Place, status::Report};
+pub(super) use self::{place::note as note_place, recover::Stranger};
 use super::{
+    bulkheads,
     conditions::Concerns,
     failure::{Class, Failure},
     migrations::{self, Tables, Target},
@@ -23,7 +25,7 @@ use super::{
 };
 use crate::{
     api::{Application, ConditionType, Plan, Pool, Tenant, Tier, find_condition},
-    cluster::add_finalizer,
+    cluster::{Owner, add_finalizer},
     desired::{Effective, Fault, effective, join_faults},
 };
 
@@ -129,6 +131,9 @@ async fn run(case: &Case<'_>) -> Outcome {
     let next = match place::place(case, &mut report).await {
         Ok(place) => {
             case.world.shared.set_waiting(case.name, false);
+            let Some(_seat) = case.world.seat(&place.server, &Owner::Tenant(case.name.to_owned())) else {
+                return Ok(Some(bulkheads::ASK_AGAIN));
+            };
             concerns.holds(ConditionType::Placed, "Placed", format!("in Pool {}", place.pool));
             report.set_place(case, &place);
             serve(case, &place, &mut concerns, &mut report).await

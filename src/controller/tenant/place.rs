@@ -1,16 +1,12 @@
 //! Where a tenant is: looked up, or chosen and written down before anything is made.
 
-use std::sync::Arc;
-
 use kube::{Api, ResourceExt as _, api::PostParams};
 
-use super::{Case, status::Report};
+use super::{Case, recover, status::Report};
 use crate::{
-    api::{
-        ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, Accepts, DatabaseServer, FIELD_MANAGER, Pool, PoolSpec, Tenant,
-    },
+    api::{Accepts, DatabaseServer, FIELD_MANAGER, Pool, PoolSpec, Tenant},
     controller::{databases::Connected, failure::Failure, placements::Placements, world::World},
-    database::{Purpose, TenantId, TenantRecord, TenantState},
+    database::TenantId,
     desired::{
         Catalog as _, naming,
         placement::{Choice, PoolView, ServerView, choose},
@@ -68,11 +64,12 @@ pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
 /// A tenant's place: the one that it has, or the one that its records tell, or a new one. A
 /// new one stands in the status before anything is made for it, the pool included.
 pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Place, Failure> {
+    report.clear_conflict();
     let place = match known(case.tenant, case.world) {
         Some(place) => place,
         None => {
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
-            let place = match recorded(case, &uid).await? {
+            let place = match recover::recorded(case, &uid, report).await? {
                 Some(place) => {
                     case.world.shared.placements().place(&uid, &place.pool);
                     place
@@ -86,77 +83,6 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
     };
     ensure_pool(case.world, &case.effective.application, &place).await?;
     Ok(place)
-}
-
-/// The place that the ownership records of the servers tell: of this Tenant, whose status was
-/// lost, or of another one of the same name, whose data an annotation gives to this one.
-async fn recorded(case: &Case<'_>, uid: &str) -> Result<Option<Place>, Failure> {
-    for name in &case.effective.servers {
-        let connected = case.world.databases.get(name).ok_or_else(|| {
-            let message = format!(
-                "DatabaseServer {name} is not connected, so it can't be asked whether it still has data of a tenant of this name"
-            );
-            Failure::waiting("DatabaseUnavailable", message)
-        })?;
-        let of_this_name = |record: &TenantRecord| {
-            record.name == case.name
-                && record.cluster_id == case.world.facts.cluster_id
-                && matches!(record.state, TenantState::Live | TenantState::Retained { .. })
-        };
-        for (database, record) in connected.find(of_this_name) {
-            let Some(Purpose::Pool(pool)) = connected.purpose(&database) else { continue };
-            if record.uid == uid {
-                return Ok(Some(Place::of(&pool, name, record.id.clone())));
-            }
-            if resolve(case, &connected, &database, &record).await? == Resolved::Restored {
-                return Ok(Some(Place::of(&pool, name, record.id.clone())));
-            }
-        }
-    }
-    Ok(None)
-}
-
-#[derive(PartialEq, Eq)]
-enum Resolved {
-    /// The data is this Tenant's now.
-    Restored,
-    /// The data stays locked, and this Tenant starts empty.
-    Abandoned,
-}
-
-/// Decides, by annotations alone, what becomes of data that another Tenant of this name left.
-async fn resolve(
-    case: &Case<'_>,
-    connected: &Connected,
-    database: &str,
-    record: &Arc<TenantRecord>,
-) -> Result<Resolved, Failure> {
-    let annotation = |name: &str| case.tenant.annotations().get(name).is_some_and(|uid| *uid == record.uid);
-    let uid = case.tenant.metadata.uid.as_deref().unwrap_or_default();
-    if annotation(ANNOTATION_RESTORE_FROM) {
-        let restored = connected.server.restore(database, &record.id, case.name, uid).await?;
-        connected.set_record(database, restored);
-        return Ok(Resolved::Restored);
-    }
-    if annotation(ANNOTATION_ABANDON) {
-        if record.state == TenantState::Live {
-            let keep = jiff::SignedDuration::try_from(case.effective.retention).unwrap_or(jiff::SignedDuration::MAX);
-            let until = jiff::Timestamp::now().checked_add(keep).unwrap_or(jiff::Timestamp::MAX);
-            connected.server.retain(database, &record.id, until).await?;
-            if let Some(record) = connected.server.record(database, &record.id).await? {
-                connected.set_record(database, record);
-            }
-        }
-        return Ok(Resolved::Abandoned);
-    }
-    Err(Failure::permanent(
-        "DataOfAnotherTenant",
-        format!(
-            "database {database} has data that a Tenant of this name with UID {old} left: take it with annotation \
-             {ANNOTATION_RESTORE_FROM}={old}, or start empty with {ANNOTATION_ABANDON}={old}",
-            old = record.uid
-        ),
-    ))
 }
 
 /// A new place. Choosing and counting are one step under one lock.

@@ -1,9 +1,11 @@
 //! A Tenant's status.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::{Case, place::Place};
 use crate::{
     api::{
-        ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, keep_conditions,
+        ConditionType, SecretReference, Tenant, TenantConflict, TenantDatabase, TenantStatus, Verdict, keep_conditions,
         merge_conditions,
     },
     cluster::Result,
@@ -70,6 +72,22 @@ impl<'a> Report<'a> {
         });
     }
 
+    /// Data of an earlier Tenant of this name, about which nobody has decided. What was known
+    /// before keeps the time since when.
+    pub(super) fn set_conflict(&mut self, conflict: TenantConflict) {
+        let known = self.old.conflict.as_ref().filter(|old| {
+            (&old.server, &old.database, &old.uid) == (&conflict.server, &conflict.database, &conflict.uid)
+        });
+        let since = known.map_or_else(|| whole_seconds(&conflict.since), |old| old.since.clone());
+        let drop_after = conflict.drop_after.as_ref().map(whole_seconds);
+        self.new.conflict = Some(TenantConflict { since, drop_after, ..conflict });
+    }
+
+    /// No such data is in the way, as far as is known.
+    pub(super) fn clear_conflict(&mut self) {
+        self.new.conflict = None;
+    }
+
     /// The value of annotation `tenantry.io/rotate` that was honoured last.
     pub(super) fn rotated(&self) -> Option<&str> {
         self.new.database.as_ref()?.rotated.as_deref()
@@ -100,4 +118,9 @@ impl<'a> Report<'a> {
         let statuses = &self.world.statuses.tenants;
         statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
     }
+}
+
+/// A time as the API server keeps it; with more, it would differ from what is read back.
+fn whole_seconds(time: &Time) -> Time {
+    Time(time.0.round(jiff::Unit::Second).unwrap_or(time.0))
 }
