@@ -1,16 +1,24 @@
 //! The `tenantry` program: one binary, one subcommand for each of its parts.
 
-use std::io::{IsTerminal as _, stderr};
+use std::{
+    env,
+    io::{IsTerminal as _, stderr},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
-use tenantry::{agent, controller, crds, web::Web};
+use tenantry::{agent, cli, controller, crds, web::Web};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
+
+/// How long answers that are under way may take when everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
@@ -40,9 +48,14 @@ enum Command {
     Agent(agent::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
     Crds(crds::Args),
+    #[command(flatten)]
+    User(cli::Command),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    if cli::is_plugin(env::args_os().next().as_deref()) {
+        return Ok(cli::plugin());
+    }
     let cli = Cli::parse();
     start_log(&cli)?;
     match cli.command {
@@ -51,14 +64,16 @@ fn main() -> anyhow::Result<()> {
             let ended = runtime.block_on(operator(args));
             // Tasks that nobody waits for (watches, a server's maintenance) end where they are.
             runtime.shutdown_background();
-            ended
+            ended?;
         }
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?)
+            runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;
         }
-        Command::Crds(args) => Ok(crds::run(&args)?),
+        Command::Crds(args) => crds::run(&args)?,
+        Command::User(command) => return Ok(cli::run(command)),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(cli: &Cli) -> anyhow::Result<()> {
@@ -95,7 +110,8 @@ async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     }));
     running.await?;
     drop(stop);
-    serving.await?
+    // Whoever still reads an answer has had long enough by then.
+    tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(Ok(())))?
 }
 
 /// Ready when the process is asked to end.
