@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_leader_that_does_nothing_of_what_waits_is_not_ready() {
-        let minutes = |n| Duration::from_secs(n * 60);
+        let minutes = |n: u64| Duration::from_secs(n * 60);
         let at = |oldest, idle| judge(&Signs { oldest: Some(oldest), idle, ..signs(Phase::Reconciling) });
         assert!(at(minutes(4), minutes(4)).is_err_and(|why| why.contains("reconciling has stopped")));
         assert_eq!(at(minutes(4), minutes(1)), Ok("leading"), "it is slow, and at work");
