@@ -1,23 +1,20 @@
 //! The `tenantry` program: one binary, one subcommand for each of its parts.
 
 use std::{
+    env,
     io::{IsTerminal as _, stderr},
-    time::Duration,
+    process::ExitCode,
 };
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use kube::{Client, Config};
-use tenantry::{agent, controller, crds, web::Web};
+use kube::Config;
+use tenantry::{agent, cli, controller, crds, web::Web};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
-
-/// The longest that the API server may be silent on a watch before it counts as dead: longer
-/// than the time after which the API server itself ends one.
-const WATCH_SILENCE: Duration = Duration::from_secs(300);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
@@ -47,19 +44,26 @@ enum Command {
     Agent(agent::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
     Crds(crds::Args),
+    #[command(flatten)]
+    User(cli::Command),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    if cli::is_plugin(env::args_os().next().as_deref()) {
+        return Ok(cli::plugin());
+    }
     let cli = Cli::parse();
     start_log(&cli)?;
     match cli.command {
-        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args)),
+        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args))?,
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?)
+            runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;
         }
-        Command::Crds(args) => Ok(crds::run(&args)?),
+        Command::Crds(args) => crds::run(&args)?,
+        Command::User(command) => return Ok(cli::run(command)),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(cli: &Cli) -> anyhow::Result<()> {
@@ -75,12 +79,9 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
-    let mut config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
-    // The controllers retry by themselves, later and later; the client's own retries would
-    // hold a slot for minutes.
-    config.default_retry = false;
-    config.read_timeout = Some(WATCH_SILENCE);
-    let client = Client::try_from(config).context("prepare a client")?;
+    let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
+    let calls = tenantry::cluster::Calls::default();
+    let client = tenantry::cluster::client(config, args.api_timeout, None, &calls).context("prepare a client")?;
     let (operator, running) = controller::start(args, client).await?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(web.serve(operator, async {

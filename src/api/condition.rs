@@ -23,12 +23,17 @@ pub enum ConditionType {
     CredentialsReady,
     /// The application's tables are at the newest version.
     Migrated,
+    /// The tenant's own namespace is there, with everything in it but its containers.
+    NamespaceReady,
     /// The containers that serve are available.
     WorkloadReady,
     /// The route leads to the tenant, and its parent has accepted it.
     RouteReady,
     /// The containers that serve are available, of a Pool.
     Available,
+    /// Every component runs with the newest template, of a Pool or Tenant; every pool and
+    /// tenant does, of an Application.
+    RolledOut,
     /// The route's API is served by the cluster.
     RouteApiAvailable,
     /// Egress to the database is allowed by a declared peer.
@@ -48,9 +53,11 @@ impl ConditionType {
             Self::DatabaseReady => "DatabaseReady",
             Self::CredentialsReady => "CredentialsReady",
             Self::Migrated => "Migrated",
+            Self::NamespaceReady => "NamespaceReady",
             Self::WorkloadReady => "WorkloadReady",
             Self::RouteReady => "RouteReady",
             Self::Available => "Available",
+            Self::RolledOut => "RolledOut",
             Self::RouteApiAvailable => "RouteApiAvailable",
             Self::NetworkDeclared => "NetworkDeclared",
             Self::Reachable => "Reachable",

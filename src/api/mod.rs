@@ -32,8 +32,8 @@ pub use server::{
 };
 pub use template::PodTemplate;
 pub use tenant::{
-    Billing, BillingCycle, ComponentOverride, DeletionPolicy, Owner, OwnerKind, SecretReference, Standing, Tenant,
-    TenantDatabase, TenantSpec, TenantStatus, Term,
+    Billing, BillingCycle, ComponentOverride, ConflictState, DeletionPolicy, Owner, OwnerKind, SecretReference,
+    Standing, Tenant, TenantConflict, TenantDatabase, TenantSpec, TenantStatus, Term,
 };
 
 use schemars::JsonSchema;
@@ -66,6 +66,9 @@ pub const ANNOTATION_ROTATE: &str = "tenantry.io/rotate";
 pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
 /// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
 pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
+/// Annotation on a DatabaseServer: take over the databases that the cluster with this id (UID
+/// of its namespace kube-system) left there. Acts when it differs from the last one honoured.
+pub const ANNOTATION_ADOPT_CLUSTER: &str = "tenantry.io/adopt-cluster";
 
 /// How isolated a tenant runs: pooled (shared containers, a schema in the pool's database),
 /// bridge (own containers in an own namespace, a schema in a shared database) or dedicated

@@ -168,6 +168,9 @@ pub struct DatabaseServerStatus {
     /// How many Tenants have their data here.
     #[serde(default)]
     pub tenants: i64,
+    /// The value of annotation tenantry.io/adopt-cluster that was honoured last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_cluster: Option<String>,
     /// What is true of the server, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

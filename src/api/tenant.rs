@@ -238,6 +238,10 @@ pub struct TenantStatus {
     /// Where the tenant's data is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<TenantDatabase>,
+    /// Data that an earlier Tenant of this name left, while nobody has said what becomes of it:
+    /// the Tenant waits, Stalled, and `tenantry adopt` gives it that data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<TenantConflict>,
     /// What is true of the Tenant, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -260,6 +264,41 @@ pub struct TenantDatabase {
     /// The value of annotation tenantry.io/rotate that was honoured last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotated: Option<String>,
+}
+
+/// Data that an earlier Tenant of the same name left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantConflict {
+    /// The DatabaseServer that has it.
+    pub server: String,
+    /// The database on it.
+    pub database: String,
+    /// UID of the Tenant that left it: the value for annotation tenantry.io/restore-from or
+    /// tenantry.io/abandon.
+    pub uid: String,
+    /// The Application whose data it is.
+    pub application: String,
+    /// Whether the data is in use as far as its record knows, or was retained.
+    pub state: ConflictState,
+    /// From when on retained data may be dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_after: Option<Time>,
+    /// The cluster that the data belongs to (UID of its namespace kube-system), where that is
+    /// another one: `tenantry adopt --from-cluster` takes over all that it left on a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Since when this is known.
+    pub since: Time,
+}
+
+/// How an ownership record stands: Live (its Tenant was lost, not deleted) or Retained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConflictState {
+    /// Its Tenant was lost, not deleted.
+    Live,
+    /// Its Tenant was deleted, and the data is kept.
+    Retained,
 }
 
 /// A Secret in a namespace.

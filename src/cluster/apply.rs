@@ -14,15 +14,16 @@ use tracing::info;
 use super::{
     children::{Children, Key, Observed, desired_hash},
     drift::{self, REPLICAS_MANAGER, compare, is_ours},
-    error::{Error, ErrorClass, Result, is_conflict, is_not_found},
+    error::{Error, ErrorClass, Result, is_conflict, is_not_found, is_owned_by_others},
 };
 use crate::{
     api::FIELD_MANAGER,
     desired::{Kind, Object},
 };
 
-/// The longest that one call to the API server may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest that one call to the API server may take, with all of its answer: for a server
+/// that begins to answer and stops.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What an apply did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,22 @@ pub enum Applied {
     Created,
     /// The object was changed.
     Changed,
+}
+
+/// What a delete came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// The object is not there (any more), or it is not ours.
+    Gone,
+    /// It goes once what is under way has ended.
+    Ending,
+    /// It stays until whoever set these finalizers removes them.
+    Held {
+        /// Kind, namespace and name.
+        what: String,
+        /// The finalizers.
+        finalizers: Vec<String>,
+    },
 }
 
 /// Reads and writes the operator's objects in a cluster.
@@ -73,7 +90,16 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// [`Error::Foreign`] where an object of that name is there that we didn't make.
     pub async fn apply(&self, object: &Object) -> Result<Applied> {
-        self.apply_as(object, desired_hash(&object.body)).await
+        self.bring(object, desired_hash(&object.body), false).await
+    }
+
+    /// The same as [`apply_as`](Self::apply_as) for an object of a namespace that we have only just made: nobody can have put
+    /// one of its name there, so that none is looked for.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_first(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, true).await
     }
 
     /// The same, where the caller knows the desired object by a hash of its own: one that can
@@ -82,12 +108,17 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub async fn apply_as(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, false).await
+    }
+
+    async fn bring(&self, object: &Object, hash: u64, nobody_else: bool) -> Result<Applied> {
         let key = Key::of(object);
         match self.children.observe(&key, hash) {
             Observed::InSync => return Ok(Applied::Unchanged),
             Observed::Absent => {
                 // An apply would merge with an object of the same name that is somebody else's.
-                let found = if is_watched_whole(key.kind) { None } else { self.read(&key).await? };
+                let known = nobody_else || is_watched_whole(key.kind);
+                let found = if known { None } else { self.read(&key).await? };
                 match found {
                     None => {
                         let created = self.create(&key, &object.body).await?;
@@ -188,22 +219,51 @@ impl<S: Clone + PartialEq> Cluster<S> {
         Ok(())
     }
 
-    /// Deletes an object if it is the one we know; one that is gone already is a success.
-    pub async fn delete(&self, key: &Key) -> Result<()> {
-        let uid = self.children.uid(key);
+    /// Deletes an object if we made it; one that is gone already is a success. One that no
+    /// watch has told of is looked at first: its name may be somebody else's.
+    pub async fn delete_ours(&self, key: &Key) -> Result<Deleted> {
+        let ours = match self.children.is_ours(key) {
+            Some(ours) => ours,
+            None => self.read(key).await?.is_some_and(|live| is_ours(&live)),
+        };
+        if ours { self.delete(key).await } else { Ok(Deleted::Gone) }
+    }
+
+    /// Deletes an object if it is the one we know, or another one that we made; one that is
+    /// gone already is a success.
+    pub async fn delete(&self, key: &Key) -> Result<Deleted> {
+        let error = match self.delete_this(key, self.children.uid(key)).await? {
+            Ok(deleted) => return Ok(deleted),
+            Err(error) => error,
+        };
+        // It is another one by now, or just busy.
+        let live = if is_conflict(&error) { self.read(key).await? } else { None };
+        let what = format!("delete {key}");
+        match live {
+            Some(live) if is_ours(&live) => {
+                let uid = live.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+                self.delete_this(key, uid).await?.map_err(|error| Error::from_kube(what, &error))
+            }
+            Some(_) => Ok(Deleted::Gone),
+            None if is_conflict(&error) => Ok(Deleted::Gone),
+            None => Err(Error::from_kube(what, &error)),
+        }
+    }
+
+    async fn delete_this(&self, key: &Key, uid: Option<String>) -> Result<kube::Result<Deleted>> {
         let params = DeleteParams {
             preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
             propagation_policy: Some(PropagationPolicy::Background),
             ..DeleteParams::default()
         };
-        let what = format!("delete {key}");
-        match timed(&what, self.api(key).delete(&key.name, &params)).await? {
-            Ok(_) => {
+        match timed(&format!("delete {key}"), self.api(key).delete(&key.name, &params)).await? {
+            Ok(answer) => {
                 info!(object = %key, "deleted");
-                Ok(())
+                // An object that is gone at once is answered with a status alone.
+                Ok(Ok(answer.left().map_or(Deleted::Gone, |left| ending(key, &left))))
             }
-            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
-            Err(error) => Err(Error::from_kube(what, &error)),
+            Err(error) if is_not_found(&error) => Ok(Ok(Deleted::Gone)),
+            Err(error) => Ok(Err(error)),
         }
     }
 
@@ -221,7 +281,7 @@ impl<S: Clone + PartialEq> Cluster<S> {
         let params = strict(PatchParams::apply(FIELD_MANAGER));
         match timed(&what, self.api(key).patch(&key.name, &params, &Patch::Apply(body))).await? {
             Ok(created) => serde_json::to_value(created).map_err(|error| Error::timeout(format!("{what}: {error}"))),
-            Err(error) if is_conflict(&error) => Err(self.foreign(key, body)),
+            Err(error) if is_owned_by_others(&error) => Err(self.foreign(key, body)),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
     }
@@ -269,6 +329,14 @@ pub fn api_resource(kind: Kind) -> ApiResource {
         kind: kind.as_str().into(),
         plural: kind.plural().into(),
     }
+}
+
+/// What holds an object that is being deleted. Kubernetes' own finalizers end by themselves.
+fn ending(key: &Key, object: &DynamicObject) -> Deleted {
+    let own = ["foregroundDeletion", "orphan"];
+    let foreign = object.metadata.finalizers.iter().flatten().filter(|name| !own.contains(&name.as_str()));
+    let finalizers: Vec<_> = foreign.cloned().collect();
+    if finalizers.is_empty() { Deleted::Ending } else { Deleted::Held { what: key.to_string(), finalizers } }
 }
 
 fn strict(mut params: PatchParams) -> PatchParams {

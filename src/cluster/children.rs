@@ -243,9 +243,19 @@ impl<S: Clone + PartialEq> Children<S> {
         self.lock().children.get(key).map(|child| child.state.clone())
     }
 
+    /// Whether we made an object; nothing where none is known.
+    pub fn is_ours(&self, key: &Key) -> Option<bool> {
+        self.lock().children.get(key).map(|child| child.ours)
+    }
+
     /// An object's UID.
     pub fn uid(&self, key: &Key) -> Option<String> {
         self.lock().children.get(key).map(|child| child.uid.clone())
+    }
+
+    /// Whose an object is.
+    pub fn owner(&self, key: &Key) -> Option<Owner> {
+        self.lock().children.get(key)?.owner.clone()
     }
 
     /// The objects of an owner that we made.
@@ -260,6 +270,13 @@ impl<S: Clone + PartialEq> Children<S> {
         let in_scope =
             |key: &&Key| key.kind == kind && namespace.is_none_or(|name| key.namespace.as_deref() == Some(name));
         self.lock().children.keys().filter(in_scope).cloned().collect()
+    }
+
+    /// The objects of one kind that we made, with whose each is and what is known of its state.
+    pub fn states(&self, kind: Kind) -> Vec<(Key, Owner, S)> {
+        let maps = self.lock();
+        let ours = maps.children.iter().filter(|(key, child)| key.kind == kind && child.ours);
+        ours.filter_map(|(key, child)| Some((key.clone(), child.owner.clone()?, child.state.clone()))).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Maps<S>> {

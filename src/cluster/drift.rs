@@ -81,6 +81,32 @@ pub fn compare(desired: &Value, live: &Value) -> Drift {
     Drift { missing: taken_over || !covers(desired, live), additions }
 }
 
+/// Whether the pod template of a live Deployment has to change to be the desired one.
+pub fn template_differs(desired: &Value, live: &Value) -> bool {
+    let wanted = json!({"spec": {"template": desired["spec"]["template"]}});
+    let drift = compare(&wanted, live);
+    drift.missing || drift.additions.iter().any(|path| path.pointer().starts_with("/spec/template/"))
+}
+
+/// Whether somebody else has set anything in the pod template of a live Deployment, beyond
+/// asking for a restart.
+pub fn template_is_touched(live: &Value) -> bool {
+    fn sets_anything(fields: &Value) -> bool {
+        let Some(fields) = fields.as_object() else { return false };
+        fields.iter().any(|(key, below)| {
+            let is_leaf = below.as_object().is_none_or(Map::is_empty);
+            let counts = key != "." && key.strip_prefix("f:") != Some(RESTARTED_AT);
+            counts && (is_leaf || sets_anything(below))
+        })
+    }
+    let others = managed_fields(live).into_iter().filter(|entry| {
+        entry.subresource.is_none() && entry.manager.as_deref().is_none_or(|manager| manager != FIELD_MANAGER)
+    });
+    others
+        .filter_map(|entry| entry.fields_v1)
+        .any(|fields| fields.0.pointer("/f:spec/f:template").is_some_and(sets_anything))
+}
+
 /// Whether an owner has a map or list of ours that it can only own as a whole (a selector,
 /// say): it has changed something in it, or else we would own it as well.
 fn takes_over(fields: &Map<String, Value>, applied: Option<&Map<String, Value>>, desired: &Value) -> bool {

@@ -73,7 +73,16 @@ pub(super) fn is_not_found(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Whether the object had changed, or was another one.
+/// Whether the object had changed, was another one, or somebody else was writing it just then.
+/// Which of these it was, only a look tells.
 pub(super) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409 || status.code == 412)
+}
+
+/// Whether an unforced apply met fields that somebody else owns. (A conflict may also be one
+/// of contention: on the object itself, or on a ResourceQuota that has to count it.)
+pub(super) fn is_owned_by_others(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+    status.code == 409 && causes.iter().any(|cause| cause.reason == "FieldManagerConflict")
 }

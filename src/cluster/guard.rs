@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Method, Request, Response};
-use kube::{Client, Config, client::Body, client::ClientBuilder};
+use kube::client::Body;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -36,20 +36,18 @@ pub struct Call {
 #[error("this process no longer leads: nothing is written")]
 pub struct TermOver;
 
-/// A client that counts its calls. With a term, it writes only while that is current.
-///
-/// # Errors
-/// When the configuration makes no client.
-pub fn client(config: Config, term: Option<Term>, calls: &Calls) -> kube::Result<Client> {
-    let guard = Guard { term, calls: calls.clone() };
-    Ok(ClientBuilder::try_from(config)?.with_layer(&guard).build())
-}
-
-/// The layer of [`client`].
+/// Counts calls, and refuses writes outside the term.
 #[derive(Clone)]
-struct Guard {
+pub(super) struct Guard {
     term: Option<Term>,
     calls: Calls,
+}
+
+impl Guard {
+    /// With a term, writes are sent only while that is current.
+    pub(super) fn new(term: Option<Term>, calls: Calls) -> Self {
+        Self { term, calls }
+    }
 }
 
 impl<S> Layer<S> for Guard {
@@ -60,7 +58,7 @@ impl<S> Layer<S> for Guard {
     }
 }
 
-struct Guarded<S> {
+pub(super) struct Guarded<S> {
     inner: S,
     guard: Guard,
 }

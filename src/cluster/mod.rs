@@ -2,6 +2,7 @@
 
 mod apply;
 mod children;
+mod client;
 mod drift;
 mod error;
 mod guard;
@@ -9,11 +10,12 @@ mod lease;
 mod status;
 mod watch;
 
-pub use apply::{Applied, Cluster, api_resource};
+pub use apply::{Applied, Cluster, Deleted, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
-pub use drift::{Drift, Path, compare, is_ours};
+pub use client::client;
+pub use drift::{Drift, Path, compare, is_ours, template_differs, template_is_touched};
 pub use error::{Error, ErrorClass, Result};
-pub use guard::{Call, Calls, TermOver, client};
+pub use guard::{Call, Calls, TermOver};
 pub use lease::{Leadership, LeaseSettings, Lost, lead};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
 pub use watch::{Change, events, reflect, watch_children};

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::api::{FIELD_MANAGER, FINALIZER};
 
+/// How often a write is made again at once that somebody else's write got in the way of.
+const CONTENTION: usize = 3;
+
 /// A resource of the group: cluster-scoped, known at compile time.
 pub trait GroupResource:
     Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug
@@ -71,12 +74,25 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
         });
         let api = Api::<K>::all(client.clone());
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let written = timed(&what, api.patch_status(&object.name_any(), &params, &Patch::Apply(body))).await?;
-        let written = match written {
-            Ok(written) => written,
-            // The object is gone, or is another one by now: there is nothing to tell.
-            Err(error) if is_not_found(&error) || is_conflict(&error) => return Ok(false),
-            Err(error) => return Err(Error::from_kube(what, &error)),
+        let mut left = CONTENTION;
+        let written = loop {
+            let written = timed(&what, api.patch_status(&object.name_any(), &params, &Patch::Apply(&body))).await?;
+            match written {
+                Ok(written) => break written,
+                // The object is gone: there is nothing to tell.
+                Err(error) if is_not_found(&error) => return Ok(false),
+                // It is another one by now, or just busy.
+                Err(error) if is_conflict(&error) => {
+                    if !is_still(&what, &api, object).await? {
+                        return Ok(false);
+                    }
+                    if left == 0 {
+                        return Err(Error::from_kube(what, &error));
+                    }
+                    left -= 1;
+                }
+                Err(error) => return Err(Error::from_kube(what, &error)),
+            }
         };
         let uid = written.meta().uid.clone().unwrap_or_default();
         let mut pending = self.written.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,6 +104,13 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
     pub fn forget(&self, uid: &str) {
         self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
+}
+
+/// Whether the object of this name is still this one.
+async fn is_still<K: GroupResource>(what: &str, api: &Api<K>, object: &K) -> Result<bool> {
+    let live = timed(what, api.get_metadata_opt(&object.name_any())).await?;
+    let live = live.map_err(|error| Error::from_kube(what, &error))?;
+    Ok(live.is_some_and(|live| live.metadata.uid == object.meta().uid))
 }
 
 fn version_of<K: Resource>(object: &K) -> u64 {

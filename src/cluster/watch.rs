@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
 use kube::{
     Api, Resource, ResourceExt as _,
     api::DynamicObject,
@@ -165,14 +165,32 @@ fn key_of(kind: Kind, object: &DynamicObject) -> Key {
     Key { kind, namespace: object.metadata.namespace.clone(), name: object.name_any() }
 }
 
-/// A watch that goes on after errors, with backoff, and says so in the log.
+/// A watch that goes on after errors, with backoff, and says so in the log. Whatever can't be
+/// resumed is listed anew.
 pub fn events<K>(api: Api<K>, config: watcher::Config, kind: String) -> impl Stream<Item = Event<K>> + Unpin
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Clone + Debug + Eq + Hash,
 {
-    let events = watcher(api, config.page_size(PAGE_SIZE)).default_backoff().filter_map(move |event| {
-        ready(event.inspect_err(|error| warn!(kind, %error, "watch failed; it is tried again")).ok())
+    let config = config.page_size(PAGE_SIZE);
+    let begin = move || watcher(api.clone(), config.clone()).default_backoff().boxed();
+    let events = stream::unfold((begin(), begin), move |(mut watch, begin)| {
+        let kind = kind.clone();
+        async move {
+            let event = watch.next().await?;
+            let event = event.inspect_err(|error| warn!(kind, %error, "watch failed; it is tried again"));
+            if event.as_ref().is_err_and(is_expired) {
+                // kube's watcher would ask for the same version for ever.
+                watch = begin();
+            }
+            Some((event.ok(), (watch, begin)))
+        }
     });
-    Box::pin(events)
+    Box::pin(events.filter_map(ready))
+}
+
+/// Whether a watch could not begin where the last one ended: the API server, or a proxy before
+/// it, answered 410 instead of an event that says so.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

@@ -9,6 +9,7 @@ use super::{
     failure::Failure,
     migrations,
     queue::Outcome,
+    rollout,
     world::World,
 };
 use crate::{
@@ -36,7 +37,7 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
     }
     add_finalizer(world.cluster.client(), &*application).await?;
     let mut concerns = Concerns::default();
-    let faults = application_faults(&application, &*world);
+    let faults = application_faults(&application, &world.settings, &*world);
     if let Some(fault) = faults.first() {
         concerns.fails(ConditionType::WorkloadReady, Failure::permanent(fault.reason, join_faults(&faults)));
     }
@@ -55,6 +56,12 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
     }
     if let Err(failure) = migrations::files(&world, &application) {
         concerns.fails(ConditionType::Migrated, failure);
+    }
+    match rollout::review(&world, &application) {
+        Ok(()) => {
+            concerns.holds(ConditionType::RolledOut, "RolledOut", "every pool and tenant has the newest templates")
+        }
+        Err(failure) => concerns.fails(ConditionType::RolledOut, failure),
     }
     let verdicts = concerns.verdicts("the Application can be placed");
     let next = write(&application, &world, tenants, pools, &verdicts).await?;

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{Resource, ResourceExt as _};
 use tokio::sync::mpsc;
 
-use super::{routes::push_all, tenant, world::World};
+use super::{rollout, routes::push_all, tenant, world::World};
 use crate::{
     api::{Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, TenantStatus, find_condition, is_true},
     cluster::Change,
@@ -59,6 +59,8 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
     if change.new.is_some() && (is_significant(change) || lost_its_place(change)) {
         world.queues.tenants.push(&name);
     }
+    let status = |tenant: &Tenant| Some(rolled_out(&tenant.status.as_ref()?.conditions));
+    rollout_changed(world, change, status, |tenant| tenant.spec.application.clone());
     let (old, new) = (change.old.as_deref(), change.new.as_deref());
     count(old, new, |tenant| Some(tenant.spec.plan.clone()), |plan| world.queues.plans.push(plan));
     count(
@@ -78,9 +80,37 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
     );
 }
 
+/// What condition `RolledOut` says.
+fn rolled_out(conditions: &[Condition]) -> Option<(String, String)> {
+    let condition = find_condition(conditions, ConditionType::RolledOut)?;
+    Some((condition.status.clone(), condition.reason.clone()))
+}
+
+/// Tells of what concerns the rollouts of an Application: how far a pool or tenant is, and
+/// whether it takes part.
+fn rollout_changed<K: Resource>(
+    world: &World,
+    change: &Change<K>,
+    status: impl Fn(&K) -> Option<Option<(String, String)>>,
+    application: impl Fn(&K) -> String,
+) {
+    let (old, new) = (change.old.as_deref(), change.new.as_deref());
+    if old.and_then(&status).flatten() != new.and_then(&status).flatten() {
+        let object = new.or(old);
+        object.into_iter().for_each(|object| world.queues.applications.push(&application(object)));
+    }
+    let takes_part =
+        |object: Option<&K>| object.is_some_and(|it| it.meta().deletion_timestamp.is_none() && !super::is_paused(it));
+    if takes_part(old) && !takes_part(new) {
+        let object = new.or(old);
+        object.into_iter().for_each(|object| world.queues.applications.push(&application(object)));
+        rollout::stir(world);
+    }
+}
+
 /// Whether somebody took a tenant's status away.
 fn lost_its_place(change: &Change<Tenant>) -> bool {
-    let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.pool.is_some());
+    let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.database.is_some());
     change.old.as_ref().is_some_and(placed) && !change.new.as_ref().is_some_and(placed)
 }
 
@@ -208,11 +238,15 @@ pub(super) fn pool_changed(world: &Arc<World>, change: &Change<Pool>, outages: &
             world.queues.servers.push(&pool.spec.server);
         }
     }
+    let status = |pool: &Pool| Some(rolled_out(&pool.status.as_ref()?.conditions));
+    rollout_changed(world, change, status, |pool| pool.spec.application.clone());
     let takes = |pool: Option<&Arc<Pool>>| pool.is_some_and(|pool| super::pool::takes_tenants(pool));
     let available = |pool: Option<&Arc<Pool>>| {
         let conditions = &pool?.status.as_ref()?.conditions;
-        find_condition(conditions, ConditionType::Available)
-            .map(|condition| (condition.status.clone(), condition.message.clone()))
+        let condition = find_condition(conditions, ConditionType::Available)?;
+        // While it serves, tenants don't hear what else is said.
+        let message = Some(condition.message.clone()).filter(|_| condition.status != "True");
+        Some((condition.status.clone(), message))
     };
     let in_pool = |tenant: &Tenant| tenant::pool_of(tenant, world).as_deref() == Some(name.as_str());
     let (old, new) = (change.old.as_ref(), change.new.as_ref());
@@ -254,6 +288,8 @@ fn push_sharing(world: &World, shares: impl Fn(&crate::api::SharedObjects) -> bo
         if application.spec.shared.as_ref().is_some_and(&shares) {
             let name = application.name_any();
             world.push_pools(|pool| pool.spec.application == name);
+            // Pooled tenants have none of it themselves.
+            world.push_tenants(|tenant| tenant.spec.application == name && tenant::has_own_namespace(tenant));
         }
     }
 }

@@ -32,6 +32,11 @@ impl Concerns {
         self.blocked.get_or_insert(failure);
     }
 
+    /// A concern that says nothing about `Ready`, whether it holds or not.
+    pub(super) fn notes(&mut self, verdict: Verdict) {
+        self.verdicts.push(verdict);
+    }
+
     /// A concern doesn't hold, as it should be: nobody has to act, and nothing is under way.
     pub(super) fn rests(&mut self, kind: ConditionType, reason: Reason, message: &'static str) {
         self.verdicts.push(Verdict::no(kind, reason, message));

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::tenant::Stranger;
 use crate::database::{
     DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
 };
@@ -51,6 +52,10 @@ pub(super) struct Connected {
     /// `verify-full` or `disable`.
     pub(super) sslmode: &'static str,
     databases: Mutex<HashMap<String, DatabaseIndex>>,
+    /// Databases that are being made: many tenants may come to a new one at the same time.
+    making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What other clusters have here, by the Tenant's name and the Application's.
+    strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
     health: Mutex<Option<(Instant, ServerInfo)>>,
 }
@@ -76,7 +81,17 @@ impl Connected {
         sslmode: &'static str,
     ) -> Self {
         let health = Mutex::new(Some((Instant::now(), info.clone())));
-        Self { server, config_hash, info, ca_pem, sslmode, databases: Mutex::default(), health }
+        Self {
+            server,
+            config_hash,
+            info,
+            ca_pem,
+            sslmode,
+            databases: Mutex::default(),
+            making: Mutex::default(),
+            strangers: Mutex::default(),
+            health,
+        }
     }
 
     /// How the server is: what it said within `interval`, or else what it says now. Counts
@@ -120,12 +135,40 @@ impl Connected {
         self.lock().insert(name, index);
     }
 
-    /// Notes that a database was made ready.
-    pub(super) fn set_ready(&self, database: &str, spec: DatabaseSpec) {
+    /// Takes in the records of a database that belongs to another cluster.
+    pub(super) fn load_strangers(&self, database: &str, records: Vec<TenantRecord>) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            let stranger = Stranger { database: database.to_owned(), id: record.id, uid: record.uid };
+            strangers.entry((record.name, record.application)).or_default().push(stranger);
+        }
+    }
+
+    /// What other clusters have here of a Tenant of this name and Application.
+    pub(super) fn strangers(&self, tenant: &str, application: &str) -> Vec<Stranger> {
+        let strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.get(&(tenant.to_owned(), application.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Makes a database, or brings it up to date, once in this process; sends nothing
+    /// afterwards.
+    pub(super) async fn ensure(&self, spec: DatabaseSpec) -> Result<()> {
+        if self.is_ready(&spec.name) {
+            return Ok(());
+        }
+        let making = || self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Arc::clone(making().entry(spec.name.clone()).or_default());
+        let _turn = turn.lock().await;
+        if self.is_ready(&spec.name) {
+            return Ok(());
+        }
+        self.server.ensure_database(&spec).await?;
+        making().remove(&spec.name);
         let mut databases = self.lock();
-        let index = databases.entry(database.to_owned()).or_default();
+        let index = databases.entry(spec.name).or_default();
         index.ready = true;
         index.purpose = Some(spec.purpose);
+        Ok(())
     }
 
     /// The plans of the tenants in a database, and those whose limits it has.

@@ -14,9 +14,11 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long something that is on its way is waited for, at most, before it is looked at again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// How long it takes until something is looked at again that a person has to change. What
-/// they change is seen at once; this is for changes that no watch tells of.
-const PERMANENT: Duration = Duration::from_secs(300);
+/// The first wait, and the longest, until something is looked at again that a person has to
+/// change. What they change is seen at once; this is for changes that no watch tells of, such as
+/// those of an admission webhook. The first ones are soon: such a refusal may be a mishap.
+const FIRST_REFUSED: Duration = Duration::from_secs(1);
+const LONGEST_REFUSED: Duration = Duration::from_secs(300);
 
 /// How to react to a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,12 +110,13 @@ impl Backoff {
         if now >= failures.until {
             failures.count = failures.count.saturating_add(1);
         }
-        let doubled = FIRST_RETRY.saturating_mul(2_u32.saturating_pow((failures.count - 1).min(16)));
+        let factor = 2_u32.saturating_pow((failures.count - 1).min(16));
+        let doubled = FIRST_RETRY.saturating_mul(factor);
         let wait = match class {
             Class::Transient => doubled.min(LONGEST_RETRY),
             Class::Waiting => doubled.min(LONGEST_WAIT),
             Class::Obstructed => LONGEST_WAIT,
-            Class::Permanent => PERMANENT,
+            Class::Permanent => FIRST_REFUSED.saturating_mul(factor).min(LONGEST_REFUSED),
         };
         let wait = spread(wait, object, failures.count);
         failures.until = now + wait;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{databases::Connected, world::World};
-use crate::database::{LoginState, Overlap, Purpose, Result, TenantState};
+use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -56,6 +56,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
+            // The server's condition tells it at once, and its pools and tenants after it.
+            if error.class() == ErrorClass::Transient && connected.doubt() {
+                world.queues.servers.push(&name);
+            }
         }
     }
 }
@@ -126,8 +130,8 @@ async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
     for (database, record) in connected.find(|record| due(&record.state)) {
-        info!(database, tenant = record.name, id = %record.id, "dropping what was kept of a deleted tenant");
-        connected.server.drop_tenant(&database, &record.id).await?;
+        let dropped = connected.server.drop_due(&database, &record.id, now).await?;
+        info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
         match connected.server.record(&database, &record.id).await? {
             Some(record) => drop(connected.set_record(&database, record)),
             None => connected.forget_record(&database, &record.id),

@@ -7,6 +7,7 @@ use prometheus_client::{
 };
 
 use super::failure::{Class, Failure};
+use crate::database::Statistics;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {
@@ -24,6 +25,9 @@ pub(super) struct Metrics {
     registry: Registry,
     reconciled: Family<Reconciled, Counter>,
     statements: Family<OfServer, Gauge>,
+    connections: Family<OfServer, Gauge>,
+    away: Family<OfServer, Gauge>,
+    at_work: Family<OfServer, Gauge>,
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
 }
@@ -39,6 +43,24 @@ impl Metrics {
             "SQL statements sent to a server since it was connected",
             statements.clone(),
         );
+        let connections = Family::default();
+        registry.register(
+            "database_connections_in_use",
+            "Connections to a server that are in use, of those that its DatabaseServer allows",
+            connections.clone(),
+        );
+        let away = Family::default();
+        registry.register(
+            "database_away",
+            "1 while a server can't be reached and is only tried now and then",
+            away.clone(),
+        );
+        let at_work = Family::default();
+        registry.register(
+            "database_reconciles_running",
+            "Reconciles of Tenants and Pools that are at work on a server",
+            at_work.clone(),
+        );
         let ended_sessions = Family::default();
         registry.register(
             "database_sessions_ended",
@@ -51,7 +73,7 @@ impl Metrics {
             "Settings, privileges and memberships that differed from the records and were repaired",
             repaired.clone(),
         );
-        Self { registry, reconciled, statements, ended_sessions, repaired }
+        Self { registry, reconciled, statements, connections, away, at_work, ended_sessions, repaired }
     }
 
     pub(super) fn reconciled(&self, kind: &str, failure: Option<&Failure>) {
@@ -64,9 +86,14 @@ impl Metrics {
         self.reconciled.get_or_create(&Reconciled { kind: kind.to_owned(), result }).inc();
     }
 
-    pub(super) fn statements(&self, server: &str, total: u64) {
+    /// What is known of a server at this moment.
+    pub(super) fn server(&self, server: &str, statistics: &Statistics, at_work: usize) {
         let labels = OfServer { server: server.to_owned() };
-        self.statements.get_or_create(&labels).set(i64::try_from(total).unwrap_or(i64::MAX));
+        self.statements.get_or_create(&labels).set(i64::try_from(statistics.statements).unwrap_or(i64::MAX));
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.connections.get_or_create(&labels).set(number(statistics.in_use));
+        self.away.get_or_create(&labels).set(i64::from(statistics.away));
+        self.at_work.get_or_create(&labels).set(number(at_work));
     }
 
     pub(super) fn ended_sessions(&self, server: &str, count: usize) {

@@ -2,8 +2,10 @@
 //! they say.
 
 mod application;
+mod bulkheads;
 mod changes;
 mod conditions;
+mod connection;
 mod databases;
 mod failure;
 mod limits;
@@ -16,14 +18,17 @@ mod placements;
 mod plan;
 mod pool;
 mod queue;
+mod rollout;
 mod routes;
 mod server;
 mod settings;
 mod state;
 mod streams;
 mod tenant;
+mod workload;
 mod world;
 
+pub use connection::server_config;
 pub use settings::OperatorArgs;
 
 use std::{
@@ -37,18 +42,24 @@ use kube::{Api, Client, Resource, ResourceExt as _, runtime::reflector};
 use tracing::info;
 
 use self::{
+    bulkheads::Bulkheads,
     databases::Databases,
     failure::Backoff,
     metrics::Metrics,
     migrations::MigrationRuns,
     queue::Queue,
+    rollout::Rollouts,
     streams::Writers,
+    workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
 use crate::{
     api::ANNOTATION_PAUSED,
     cluster::{Children, Cluster},
 };
+
+/// How many objects of each resource but Tenant are reconciled at a time.
+const FEW: u16 = 16;
 
 /// How long a start waits for servers that don't answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
@@ -69,7 +80,7 @@ impl Operator {
     /// The operator's metrics in the Prometheus text format.
     pub fn metrics(&self) -> String {
         for (name, connected) in self.world.databases.all() {
-            self.world.metrics.statements(&name, connected.server.statistics().statements);
+            self.world.metrics.server(&name, &connected.server.statistics(), self.world.bulkheads.taken(&name));
         }
         self.world.metrics.text()
     }
@@ -109,8 +120,11 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
+        bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::new(args.migration_concurrency),
+        rollouts: Rollouts::default(),
+        looks: Looks::default(),
         backoff: Backoff::default(),
         metrics: Metrics::new(),
         args,
@@ -133,7 +147,6 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         info!("all resources are known");
         let concurrency = world.args.concurrency;
         let stores = &world.stores;
-        let few = 4;
         let rest = async {
             // What a server says decides about its pools and tenants: it is asked first, so that
             // nothing is written that the next moment takes back.
@@ -141,15 +154,15 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
             // One that doesn't answer holds nobody up for long.
             let _ = tokio::time::timeout(FIRST_CONTACT, world.shared.all_tried(&servers)).await;
             tokio::join!(
-                queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, few, plan::reconcile),
+                queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, FEW, plan::reconcile),
                 queue::work(
                     Arc::clone(&world),
                     stores.applications.clone(),
                     application_requests,
-                    few,
+                    FEW,
                     application::reconcile
                 ),
-                queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, few, pool::reconcile),
+                queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, FEW, pool::reconcile),
                 queue::work(
                     Arc::clone(&world),
                     stores.tenants.clone(),
@@ -160,7 +173,7 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
             )
         };
         tokio::join!(
-            queue::work(Arc::clone(&world), stores.servers.clone(), server_requests, few, server::reconcile),
+            queue::work(Arc::clone(&world), stores.servers.clone(), server_requests, FEW, server::reconcile),
             rest,
         );
     };

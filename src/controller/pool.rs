@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use kube::ResourceExt as _;
 
 use super::{
+    bulkheads,
     conditions::{Concerns, now},
     failure::{Class, Failure},
     limits, namespaces,
     objects::{Namespaced, shared_contents},
     queue::Outcome,
-    state::ChildState,
+    workload::{self, Standing},
     world::World,
 };
 use crate::{
@@ -19,20 +20,17 @@ use crate::{
         keep_conditions, merge_conditions,
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
-    database::{DatabaseSpec, Purpose},
-    desired::{
-        Catalog as _, Kind, PoolInput,
-        availability::{component_state, unavailable},
-        join_faults, naming, pool_capacity, pool_faults, pool_objects,
-    },
+    database::Purpose,
+    desired::{Catalog as _, Kind, PoolInput, join_faults, naming, pool_capacity, pool_faults, pool_objects},
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
-const CONCERNS: [ConditionType; 4] = [
+const CONCERNS: [ConditionType; 5] = [
     ConditionType::DatabaseReady,
     ConditionType::WorkloadReady,
     ConditionType::NetworkDeclared,
     ConditionType::Available,
+    ConditionType::RolledOut,
 ];
 
 pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
@@ -49,12 +47,19 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     let mut capacity = None;
     match (application, server) {
         (Some(application), Some(server)) if faults.is_empty() => {
+            let Some(_seat) = world.seat(&pool.spec.server, &Owner::Pool(pool.name_any())) else {
+                return Ok(Some(bulkheads::ASK_AGAIN));
+            };
             capacity = Some(pool_capacity(&pool, &application, &server));
             // The namespace and the database don't wait for each other.
             let (workload, database) =
                 tokio::join!(apply(&pool, &application, &server, &world), prepare(&pool, &application, &world));
             judge_database(&mut concerns, database);
-            judge_workload(&mut concerns, workload, &application, &pool, &world);
+            judge_workload(&mut concerns, workload, &pool);
+            let (name, conditions) = (pool.name_any(), pool.status.as_ref().map(|status| &status.conditions));
+            let (owner, namespace) = (Owner::Pool(name.clone()), naming::pool_namespace(&name));
+            let conditions = conditions.map(Vec::as_slice).unwrap_or_default();
+            judge_containers(&mut concerns, workload::look(&world, &owner, &namespace, &application, conditions).await);
         }
         _ => concerns.fails(
             ConditionType::WorkloadReady,
@@ -77,13 +82,7 @@ fn judge_database(concerns: &mut Concerns, database: Result<(), Failure>) {
     }
 }
 
-fn judge_workload(
-    concerns: &mut Concerns,
-    workload: Result<bool, Failure>,
-    application: &Application,
-    pool: &Pool,
-    world: &World,
-) {
+fn judge_workload(concerns: &mut Concerns, workload: Result<bool, Failure>, pool: &Pool) {
     match workload {
         Ok(true) => {
             concerns.holds(ConditionType::NetworkDeclared, "Declared", "pods may reach the database server");
@@ -104,23 +103,18 @@ fn judge_workload(
         }
         Err(failure) => concerns.fails(ConditionType::WorkloadReady, failure),
     }
-    let states: Vec<_> = application
-        .spec
-        .components
-        .iter()
-        .map(|component| state_of(world, &pool.name_any(), &component.name))
-        .collect();
-    match unavailable(&states) {
-        None => concerns.holds(ConditionType::Available, "Available", "every component serves"),
-        Some((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
-    }
 }
 
-fn state_of(world: &World, pool: &str, component: &str) -> crate::desired::availability::ComponentState {
-    let key = Key { kind: Kind::Deployment, namespace: Some(naming::pool_namespace(pool)), name: component.to_owned() };
-    match world.cluster.children().state(&key) {
-        Some(ChildState::Component(state)) => state,
-        _ => component_state(component, None),
+/// What the pool's containers do: whether they serve, and whether a changed template is
+/// everywhere. A rollout takes nothing from who is in the pool, and so nothing from `Ready`.
+fn judge_containers(concerns: &mut Concerns, standing: Standing) {
+    match standing.serves {
+        Ok(None) => concerns.holds(ConditionType::Available, "Available", "every component serves"),
+        Ok(Some((reason, message))) => concerns.holds(ConditionType::Available, reason, message),
+        Err((reason, message)) => concerns.fails(ConditionType::Available, Failure::waiting(reason, message)),
+    }
+    if let Some(verdict) = standing.rolled_out {
+        concerns.notes(verdict);
     }
 }
 
@@ -161,17 +155,7 @@ async fn prepare(pool: &Pool, application: &Application, world: &World) -> Resul
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", pool.spec.server))
     })?;
     let database = Pool::database_name(&name);
-    let spec = DatabaseSpec {
-        name: database.clone(),
-        cluster_id: world.facts.cluster_id.clone(),
-        purpose: Purpose::Pool(name.clone()),
-        connection_limit: None,
-    };
-    if !connected.is_ready(&database) {
-        connected.server.ensure_database(&spec).await?;
-        connected.set_ready(&database, spec);
-    }
-    limits::ensure_meters(&connected, &database, pool, application).await?;
+    limits::prepare(world, &connected, &database, Purpose::Pool(name), application).await?;
     // The server may have been away while a plan changed.
     for plan in connected.plans_in(&database) {
         if let Some(plan) = world.plan(&plan).filter(|plan| limits::fits(plan, application)) {
@@ -196,7 +180,7 @@ fn server_is_up(world: &World, server: &str) -> Result<(), Failure> {
 async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts: &[Verdict]) -> Outcome {
     let name = pool.name_any();
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
-    let tenants = i64::from(world.shared.placements().count(&name));
+    let tenants = i64::from(world.shared.placements().count_in_pool(&name));
     let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
     keep_conditions(&mut conditions, &old.conditions, &CONCERNS);
     let status = PoolStatus {
@@ -218,7 +202,7 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
 /// Removes a pool that no tenant is in: its workloads, its database, its namespace.
 async fn finalize(pool: &Pool, world: &Arc<World>) -> Outcome {
     let name = pool.name_any();
-    let tenants = world.shared.placements().count(&name);
+    let tenants = world.shared.placements().count_in_pool(&name);
     if tenants > 0 {
         let message = format!("{tenants} Tenants are in this Pool: delete them first");
         return write(pool, world, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;

@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
+use tracing::{info, warn};
 
 use super::{
     conditions::{Concerns, now},
+    connection,
     databases::Connected,
     failure::{Class, Failure},
     maintenance,
@@ -14,14 +15,11 @@ use super::{
     world::World,
 };
 use crate::{
-    api::{ConditionType, DatabaseServer, DatabaseServerStatus, TlsMode, Verdict, merge_conditions},
+    api::{ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
-    database::{Endpoint, Password, Purpose, Server, ServerConfig, ServerInfo, Timeouts, Tls},
+    database::{DatabaseRecord, ErrorClass, Purpose, Server, ServerInfo, Tls},
     desired::{join_faults, server_faults},
 };
-
-/// How many connections the operator holds to a server, unless the server says otherwise.
-const CONNECTIONS: usize = 8;
 
 pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) -> Outcome {
     let outcome = look_at(&server, &world).await;
@@ -84,6 +82,46 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
     }
 }
 
+/// The cluster whose databases are to be taken over, where that was not done yet.
+fn to_adopt<'a>(server: &'a DatabaseServer, world: &World) -> Option<&'a str> {
+    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER)?;
+    let status = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
+    (status.adopted_cluster.as_ref() != Some(asked)).then_some(asked)
+}
+
+/// Takes in a database and its records. Those of other clusters are read, to know their names,
+/// and never changed, unless `adopt` names their cluster.
+async fn load(
+    world: &World,
+    connected: &Connected,
+    database: DatabaseRecord,
+    adopt: Option<&str>,
+) -> Result<(), Failure> {
+    let here = world.facts.cluster_id.as_str();
+    let Some(owner) = database.mark.as_ref().map(|mark| mark.cluster_id.clone()) else { return Ok(()) };
+    let database = if adopt == Some(owner.as_str()) {
+        let taken = connected.server.take_over(&database, &owner, here).await?;
+        info!(database = taken.name, cluster = owner, "taken over from another cluster");
+        taken
+    } else if owner == here {
+        database
+    } else {
+        match connected.server.records(&database.name).await {
+            Ok(records) => connected.load_strangers(&database.name, records),
+            // A version of Tenantry may have made it that this one does not understand.
+            Err(error) if error.class() == ErrorClass::Permanent => {
+                warn!(database = database.name, cluster = owner, %error, "another cluster's records can't be read");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        return Ok(());
+    };
+    let records = connected.server.records(&database.name).await?;
+    let limits = connected.server.plan_limits(&database.name).await?;
+    connected.load(database, records, limits);
+    Ok(())
+}
+
 fn sooner(next: Next, other: Duration) -> Next {
     Some(next.map_or(other, |next| next.min(other)))
 }
@@ -105,9 +143,11 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
         }
         failure
     };
-    let (config, hash) = config(server, world)?;
+    let (config, hash) = connection::config(server, &world.args.namespace, |name| world.secret(name))?;
+    // Asked to take over what another cluster left, the server's records are read anew.
+    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER);
+    let hash = crate::cluster::desired_hash(&serde_json::json!([hash, asked]));
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
-        world.metrics.statements(&name, connected.server.statistics().statements);
         return connected.check(world.args.health_interval).await.map_err(refused);
     }
     let (ca_pem, sslmode) = match &config.tls {
@@ -117,95 +157,21 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     let connection = Server::new(config)?;
     let info = connection.check().await.map_err(refused)?;
     let connected = Arc::new(Connected::new(connection, hash, info.clone(), ca_pem, sslmode));
+    let adopt = to_adopt(server, world);
     for database in connected.server.list_databases().await? {
-        let ours = database.mark.as_ref().is_some_and(|mark| mark.cluster_id == world.facts.cluster_id);
-        if ours {
-            let records = connected.server.records(&database.name).await?;
-            let limits = connected.server.plan_limits(&database.name).await?;
-            connected.load(database, records, limits);
-        }
+        load(world, &connected, database, adopt).await?;
     }
     world.databases.insert(&name, Arc::clone(&connected));
     maintenance::start(world, &name, &connected);
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
-    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some());
+    // Pools see to their tenants' databases.
+    let looks_after_its_own = |tenant: &crate::api::Tenant| {
+        let server = tenant.status.as_ref().and_then(|status| status.database.as_ref()).map(|it| it.server.as_str());
+        server == Some(name.as_str()) && super::tenant::has_own_namespace(tenant)
+    };
+    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some() || looks_after_its_own(tenant));
     Ok(info)
-}
-
-fn config(server: &DatabaseServer, world: &World) -> Result<(ServerConfig, u64), Failure> {
-    let admin = &server.spec.admin;
-    let secret = secret(world, &admin.credentials_secret.name, "spec.admin.credentialsSecret")?;
-    let user = text(&secret, "username")?;
-    let password = text(&secret, "password")?;
-    let tls = server.spec.tls.clone().unwrap_or_default();
-    let tls = match (tls.mode, &tls.ca_secret) {
-        (TlsMode::Disable, _) => Tls::Disable,
-        (TlsMode::VerifyFull, None) => {
-            return Err(Failure::permanent(
-                "CaMissing",
-                "spec.tls.caSecret is missing: name the Secret with the server's CA certificates",
-            ));
-        }
-        (TlsMode::VerifyFull, Some(reference)) => {
-            let secret = self::secret(world, &reference.name, "spec.tls.caSecret")?;
-            Tls::VerifyFull { ca_pem: text(&secret, "ca.crt")? }
-        }
-    };
-    let port = |port: Option<i32>| port.and_then(|port| u16::try_from(port).ok());
-    let admin_port = port(admin.port).unwrap_or(5432);
-    let endpoint = server
-        .spec
-        .endpoint
-        .as_ref()
-        .map(|endpoint| Endpoint { host: endpoint.host.clone(), port: port(endpoint.port).unwrap_or(admin_port) });
-    let capacity = server.spec.capacity.as_ref();
-    let connections = capacity.and_then(|capacity| capacity.operator_connections).and_then(|n| usize::try_from(n).ok());
-    let identity = serde_json::json!([
-        admin.host,
-        admin_port,
-        admin.database,
-        user,
-        password,
-        server.spec.tls,
-        match &tls {
-            Tls::VerifyFull { ca_pem } => Some(ca_pem),
-            Tls::Disable => None,
-        },
-        endpoint.as_ref().map(|endpoint| (&endpoint.host, endpoint.port)),
-        connections,
-    ]);
-    let config = ServerConfig {
-        host: admin.host.clone(),
-        port: admin_port,
-        database: admin.database.clone().unwrap_or_else(|| "postgres".into()),
-        user,
-        password: Password::new(password),
-        tls,
-        endpoint,
-        connections: connections.unwrap_or(CONNECTIONS),
-        timeouts: Timeouts::default(),
-    };
-    Ok((config, crate::cluster::desired_hash(&identity)))
-}
-
-fn secret(world: &World, name: &str, field: &str) -> Result<Arc<Secret>, Failure> {
-    world.secret(name).ok_or_else(|| {
-        let namespace = &world.args.namespace;
-        Failure::waiting(
-            "SecretMissing",
-            format!("Secret {name} is not in namespace {namespace}: create it, or correct {field}"),
-        )
-    })
-}
-
-fn text(secret: &Secret, key: &str) -> Result<String, Failure> {
-    let bytes = secret.data.as_ref().and_then(|data| data.get(key)).ok_or_else(|| {
-        Failure::waiting("SecretIncomplete", format!("Secret {} has no key {key}: add it", secret.name_any()))
-    })?;
-    String::from_utf8(bytes.0.clone()).map_err(|_| {
-        Failure::waiting("SecretIncomplete", format!("key {key} of Secret {} is not text", secret.name_any()))
-    })
 }
 
 async fn write(
@@ -220,7 +186,7 @@ async fn write(
     // Where two DatabaseServers lead to one PostgreSQL, a pool's database is its own server's.
     let is_here = |connected: &Connected, database: &str| match connected.purpose(database) {
         Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
-        _ => true,
+        _ => world.shared.placements().server_of(database).is_none_or(|server| server == name),
     };
     let databases = world.databases.get(&name).map_or(old.databases, |connected| {
         let here = connected.names().iter().filter(|database| is_here(&connected, database)).count();
@@ -231,6 +197,10 @@ async fn write(
         version: info.map(|info| version(info.version)).or_else(|| old.version.clone()),
         databases,
         tenants,
+        // Once connected with it, it was honoured.
+        adopted_cluster: info
+            .and_then(|_| server.annotations().get(ANNOTATION_ADOPT_CLUSTER).cloned())
+            .or_else(|| old.adopted_cluster.clone()),
         conditions: merge_conditions(&old.conditions, verdicts, server.metadata.generation, now()),
     };
     let counts = DatabaseServerStatus { tenants, databases: status.databases, ..old.clone() };

@@ -35,6 +35,9 @@ pub struct OperatorArgs {
     /// How long one reconcile may take; migrations may take longer
     #[arg(long, env = "TENANTRY_RECONCILE_DEADLINE", default_value = "60s", value_parser = duration)]
     pub reconcile_deadline: Duration,
+    /// How long the API server may take to answer one call
+    #[arg(long, env = "TENANTRY_API_TIMEOUT", default_value = "15s", value_parser = duration)]
+    pub api_timeout: Duration,
     /// How many tenants' migrations run at a time
     #[arg(long, env = "TENANTRY_MIGRATION_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub migration_concurrency: u16,

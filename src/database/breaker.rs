@@ -3,6 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::error::{Error, ErrorClass, Result};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -13,6 +15,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Breaker {
     longest: Duration,
     state: Mutex<State>,
+    /// How many times it opened, for those who wait.
+    opened: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +42,7 @@ pub(super) struct Attempt<'a> {
 
 impl Breaker {
     pub(super) fn new(longest: Duration) -> Self {
-        Self { longest, state: Mutex::default() }
+        Self { longest, state: Mutex::default(), opened: watch::Sender::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -53,15 +57,31 @@ impl Breaker {
         };
         let wait = away.until.saturating_duration_since(Instant::now());
         if !wait.is_zero() || state.probing {
-            // The same words each time: they stand in conditions, which are written when they change.
-            let message = format!("{} (not tried again yet)", away.why);
-            return Err(match away.why.class() {
-                ErrorClass::Permanent => Error::permanent(message),
-                ErrorClass::Transient | ErrorClass::Waiting => Error::transient(message),
-            });
+            return Err(refused(&away.why));
         }
         state.probing = true;
         Ok(Attempt { breaker: self, probe: true })
+    }
+
+    /// Whether nobody is let through but to try.
+    pub(super) fn is_open(&self) -> bool {
+        self.state().away.is_some()
+    }
+
+    /// Waits for something; gives up when the server is found to be away.
+    pub(super) async fn unless_away<T>(&self, waits: impl Future<Output = T>) -> Result<T> {
+        let mut opened = self.opened.subscribe();
+        tokio::select! {
+            biased;
+            found = waits => Ok(found),
+            // The sender lives as long as this.
+            _ = opened.changed() => Err(self.refusal()),
+        }
+    }
+
+    fn refusal(&self) -> Error {
+        let away = self.state().away.as_ref().map(|away| away.why.clone());
+        away.map_or_else(|| Error::transient("the server was away for a moment"), |why| refused(&why))
     }
 
     /// A connection that stood was lost, or no longer answers.
@@ -75,6 +95,17 @@ impl Breaker {
         let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(16)).min(self.longest);
         state.failures = state.failures.saturating_add(1);
         state.away = Some(Away { until: Instant::now() + pause, why: why.clone() });
+        drop(state);
+        self.opened.send_modify(|times| *times += 1);
+    }
+}
+
+/// The same words each time: they stand in conditions, which are written when they change.
+fn refused(why: &Error) -> Error {
+    let message = format!("{why} (not tried again yet)");
+    match why.class() {
+        ErrorClass::Permanent => Error::permanent(message),
+        ErrorClass::Transient | ErrorClass::Waiting => Error::transient(message),
     }
 }
 
@@ -133,6 +164,17 @@ mod tests {
         breaker.lost(&Error::transient("reset"));
         let away = breaker.state().away.clone().expect("open");
         assert!(away.until.saturating_duration_since(Instant::now()) <= FIRST_PAUSE);
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_server_is_away() {
+        let breaker = Breaker::new(Duration::from_secs(10));
+        assert_eq!(breaker.unless_away(std::future::ready(7)).await.expect("nothing happens"), 7);
+        let (waiting, ()) = tokio::join!(breaker.unless_away(std::future::pending::<()>()), async {
+            breaker.lost(&Error::transient("down"));
+        });
+        assert!(waiting.expect_err("it opened").to_string().starts_with("down"));
+        assert_eq!(breaker.unless_away(std::future::ready(7)).await.expect("that was before"), 7);
     }
 
     #[test]

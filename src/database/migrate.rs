@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use super::error::{Error, ErrorClass, Result};
 use super::identity::{Password, TenantId};
 use super::logins::close_where;
-use super::pool::Login;
+use super::pool::{Login, Silence};
 use super::records::read_live;
 use super::server::{Endpoint, Server};
 use super::sql::{Script, ident, literal};
@@ -95,8 +95,13 @@ impl Server {
         for file in files {
             self.pool.count(9);
             let text = transaction(id, file, config.timeouts.migration_lock.as_millis());
-            if let Err(error) = client.batch_execute(&text).await {
-                return Err(explain(file, &error));
+            match self.pool.answer(None, client.batch_execute(&text)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(explain(file, &error)),
+                Err(Silence) => {
+                    let name = &file.name;
+                    return Err(Error::transient(format!("migration {name}: the server no longer answers")));
+                }
             }
             applied.push(file.name.clone());
         }

@@ -20,6 +20,7 @@ mod schema;
 mod server;
 mod sql;
 mod sweep;
+mod takeover;
 mod tenants;
 mod tls;
 mod types;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep_until, timeout};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 
@@ -35,6 +35,8 @@ pub(super) struct Pool {
     /// For the tenants' endpoint, which may be away while the server is there.
     endpoint_breaker: Breaker,
     counters: Counters,
+    /// How many times the server was found to answer nobody, for those who wait for an answer.
+    silences: watch::Sender<u64>,
     /// Highest wins; 0 until a leader said who it is.
     pub(super) fence: AtomicU64,
 }
@@ -44,6 +46,10 @@ struct Shelf {
     in_use: usize,
     idle: Vec<Idle>,
     janitor: bool,
+    /// When the server answered last, whatever to.
+    heard: Option<Instant>,
+    /// Whether it is being asked whether it is there.
+    looking: bool,
 }
 
 struct Idle {
@@ -83,6 +89,7 @@ impl Pool {
             breaker: Breaker::new(config.timeouts.breaker),
             endpoint_breaker: Breaker::new(config.timeouts.breaker),
             counters: Counters::default(),
+            silences: watch::Sender::default(),
             fence: AtomicU64::new(0),
             config,
         }))
@@ -93,6 +100,8 @@ impl Pool {
             statements: self.counters.statements.load(Ordering::Relaxed),
             round_trips: self.counters.round_trips.load(Ordering::Relaxed),
             connections: self.counters.connections.load(Ordering::Relaxed),
+            in_use: self.shelf().in_use,
+            away: self.breaker.is_open(),
         }
     }
 
@@ -107,30 +116,15 @@ impl Pool {
 
     /// A connection to a database as the admin.
     pub(super) async fn get(self: &Arc<Self>, database: &str) -> Result<Connection> {
+        // Who is not let through doesn't wait for a place either.
+        drop(self.breaker.attempt()?);
+        let place = self.place(&self.places, &self.breaker).await?;
         let attempt = self.breaker.attempt()?;
-        let config = &self.config;
-        let place = self.place(&self.places).await?;
         if let Some(idle) = self.take(database) {
             // Standing connections say nothing about new ones: a probe goes on to the next caller.
             return Ok(Connection { idle: Some(idle), clean: true, place });
         }
-        let settings = format!(
-            "-c search_path=pg_catalog,pg_temp -c client_min_messages=warning -c timezone=UTC \
-             -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
-            config.timeouts.statement.as_millis(),
-            config.timeouts.lock.as_millis(),
-            config.timeouts.statement.as_millis(),
-        );
-        let endpoint = Endpoint { host: config.host.clone(), port: config.port };
-        let opened = self
-            .log_in(&Login {
-                endpoint: &endpoint,
-                database,
-                user: &config.user,
-                password: config.password.expose(),
-                options: Some(&settings),
-            })
-            .await;
+        let opened = self.log_in_as_admin(database).await;
         match opened {
             Ok(client) => {
                 attempt.succeeded();
@@ -151,11 +145,32 @@ impl Pool {
         }
     }
 
-    /// One of the bounded places, counted as in use while it is held.
-    async fn place(self: &Arc<Self>, places: &Arc<Semaphore>) -> Result<Place> {
+    async fn log_in_as_admin(&self, database: &str) -> Result<Client> {
         let config = &self.config;
-        let permit = timeout(config.timeouts.wait, places.clone().acquire_owned())
-            .await
+        let settings = format!(
+            "-c search_path=pg_catalog,pg_temp -c client_min_messages=warning -c timezone=UTC \
+             -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout={}",
+            config.timeouts.statement.as_millis(),
+            config.timeouts.lock.as_millis(),
+            config.timeouts.statement.as_millis(),
+        );
+        let endpoint = Endpoint { host: config.host.clone(), port: config.port };
+        let login = Login {
+            endpoint: &endpoint,
+            database,
+            user: &config.user,
+            password: config.password.expose(),
+            options: Some(&settings),
+        };
+        self.log_in(&login).await
+    }
+
+    /// One of the bounded places, counted as in use while it is held.
+    async fn place(self: &Arc<Self>, places: &Arc<Semaphore>, breaker: &Breaker) -> Result<Place> {
+        let config = &self.config;
+        let permit = breaker
+            .unless_away(timeout(config.timeouts.wait, places.clone().acquire_owned()))
+            .await?
             .map_err(|_| {
                 Error::transient(format!(
                     "all connections to {}:{} are in use; waited {:?}",
@@ -170,9 +185,10 @@ impl Pool {
     /// Logs in through the tenants' endpoint.
     pub(super) async fn visit(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
         // Where tenants go the operator's own way, what one finds out holds for the other.
-        let same = self.config.endpoint.is_none();
-        let attempt = if same { self.breaker.attempt()? } else { self.endpoint_breaker.attempt()? };
-        let place = self.place(&self.places).await?;
+        let breaker = if self.config.endpoint.is_none() { &self.breaker } else { &self.endpoint_breaker };
+        drop(breaker.attempt()?);
+        let place = self.place(&self.places, breaker).await?;
+        let attempt = breaker.attempt()?;
         let opened = self.log_in(login).await;
         match &opened {
             // A login that is refused says nothing about the server.
@@ -184,8 +200,66 @@ impl Pool {
 
     /// Logs in to migrate, beside the operator's own connections.
     pub(super) async fn migrate(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
-        let place = self.place(&self.migrations).await?;
+        let place = self.place(&self.migrations, &self.breaker).await?;
         Ok((self.log_in(login).await?, place))
+    }
+
+    /// Waits for the answer to what was sent, for at most `patience`. A server that is alive may
+    /// take that long; but where it answers nobody, nobody waits for it.
+    pub(super) async fn answer<T>(
+        self: &Arc<Self>,
+        patience: Option<Duration>,
+        call: impl Future<Output = T>,
+    ) -> std::result::Result<T, Silence> {
+        let mut silences = self.silences.subscribe();
+        let begun = Instant::now();
+        let mut suspicion = self.config.timeouts.suspicion;
+        let mut call = std::pin::pin!(call);
+        loop {
+            let look = patience.map_or(suspicion, |patience| patience.min(suspicion));
+            tokio::select! {
+                biased;
+                answer = &mut call => {
+                    self.shelf().heard = Some(Instant::now());
+                    return Ok(answer);
+                }
+                // The sender lives as long as this.
+                _ = silences.changed() => return Err(Silence),
+                () = sleep_until((begun + look).into()) => {
+                    if patience.is_some_and(|patience| suspicion >= patience) {
+                        return Err(Silence);
+                    }
+                    suspicion *= 2;
+                    self.look();
+                }
+            }
+        }
+    }
+
+    /// Finds out whether the server is there at all, unless it has just answered somebody. The
+    /// login for it is one beside the bounded places: those may all be waiting for an answer.
+    fn look(self: &Arc<Self>) {
+        let mut shelf = self.shelf();
+        let lately = |heard: Instant| heard.elapsed() < self.config.timeouts.suspicion;
+        if shelf.heard.is_some_and(lately) || std::mem::replace(&mut shelf.looking, true) {
+            return;
+        }
+        drop(shelf);
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            let found = pool.log_in_as_admin(&pool.config.database).await;
+            pool.shelf().looking = false;
+            match found {
+                // Whatever it says, it is there.
+                Ok(_) => pool.shelf().heard = Some(Instant::now()),
+                Err(error) if error.sqlstate().is_some() => pool.shelf().heard = Some(Instant::now()),
+                Err(error) => {
+                    pool.breaker.lost(&error);
+                    pool.shelf().idle.clear();
+                    pool.silences.send_modify(|times| *times += 1);
+                }
+            }
+        });
     }
 
     /// An idle connection to a database, or room for a new one.
@@ -274,6 +348,10 @@ async fn close_idle(pool: Weak<Pool>, idle: Duration) {
     }
 }
 
+/// There was no answer, and there will be none.
+#[derive(Debug)]
+pub(super) struct Silence;
+
 /// A place among the bounded connections; free again when dropped.
 pub(super) struct Place {
     pool: Arc<Pool>,
@@ -307,7 +385,7 @@ impl Connection {
     ) -> Result<Vec<Row>> {
         self.place.pool.count(1);
         self.clean = false;
-        let answer = timeout(self.patience(), self.client().query_typed(sql, params)).await;
+        let answer = self.place.pool.answer(Some(self.patience()), self.client().query_typed(sql, params)).await;
         let rows = self.answered(doing, answer)?;
         self.clean = true;
         Ok(rows)
@@ -345,7 +423,7 @@ impl Connection {
     async fn send(&mut self, doing: &str, text: &str, count: u64, patience: Duration) -> Result<Vec<SimpleQueryRow>> {
         self.place.pool.count(count);
         self.clean = false;
-        let answer = timeout(patience, self.client().simple_query(text)).await;
+        let answer = self.place.pool.answer(Some(patience), self.client().simple_query(text)).await;
         match self.answered(doing, answer) {
             Ok(messages) => {
                 self.clean = true;
@@ -361,7 +439,8 @@ impl Connection {
                 // What failed inside a transaction leaves it open.
                 if error.sqlstate().is_some() && !self.client().is_closed() {
                     self.place.pool.count(1);
-                    let ended = timeout(self.patience(), self.client().batch_execute("ROLLBACK")).await;
+                    let rollback = self.client().batch_execute("ROLLBACK");
+                    let ended = self.place.pool.answer(Some(self.patience()), rollback).await;
                     self.clean = matches!(ended, Ok(Ok(())));
                 }
                 Err(error)
@@ -377,7 +456,7 @@ impl Connection {
     fn answered<T>(
         &self,
         doing: &str,
-        answer: std::result::Result<std::result::Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
+        answer: std::result::Result<std::result::Result<T, tokio_postgres::Error>, Silence>,
     ) -> Result<T> {
         let pool = &self.place.pool;
         let error = match answer {

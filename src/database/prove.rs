@@ -1,11 +1,10 @@
 //! The proof of isolation: in with the tenant's own credentials, through the tenants' own door.
 
-use tokio::time::timeout;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::error::{Error, Result};
 use super::identity::{Slot, TenantId};
-use super::pool::Login;
+use super::pool::{Login, Silence};
 use super::schema::tenants_role;
 use super::server::Server;
 use super::types::{Credentials, Proof};
@@ -68,9 +67,12 @@ impl Server {
         self.pool.count(1);
         let doing = format!("login {} can't be proven", credentials.username);
         let patience = self.pool.config.timeouts.statement;
-        let rows = timeout(patience, client.query_typed(SELF, &[(&credentials.schema, Type::TEXT)]))
+        let asked = [(&credentials.schema as &(dyn ToSql + Sync), Type::TEXT)];
+        let rows = self
+            .pool
+            .answer(Some(patience), client.query_typed(SELF, &asked))
             .await
-            .map_err(|_| Error::transient(format!("{doing}: no answer within {patience:?}")))?
+            .map_err(|Silence| Error::transient(format!("{doing}: the server no longer answers")))?
             .map_err(|error| Error::from_postgres(&doing, &error))?;
         let row = rows.first().ok_or_else(|| Error::transient(format!("{doing}: no answer")))?;
 

@@ -106,6 +106,30 @@ impl Server {
         read_live(&mut connection, id).await
     }
 
+    /// Drops a retained tenant whose time has come, or goes on with one that is being dropped.
+    /// Nothing where it is neither: somebody took it back in the meantime, or keeps it longer.
+    pub async fn drop_due(&self, database: &str, id: &TenantId, now: Timestamp) -> Result<Option<DropOutcome>> {
+        let mut connection = self.connect(database).await?;
+        // Taking back is one conditional statement as well: of the two, one comes first, and
+        // the other finds nothing to do.
+        let mut script = Script::new();
+        script.add(format!(
+            "UPDATE tenantry.tenant SET state = 'Dropping', drop_after = NULL \
+             WHERE id = {} AND state = 'Retained' AND drop_after <= {}",
+            literal(id.as_str()),
+            literal(&now.to_string())
+        ));
+        connection.run(&format!("can't begin to drop tenant {id}"), &script).await?;
+        let state = read_one(&mut connection, id).await?.map(|record| record.state);
+        drop(connection);
+        match state {
+            Some(TenantState::Live | TenantState::Retained { .. }) => Ok(None),
+            Some(TenantState::Dropping | TenantState::Dropped { .. }) | None => {
+                self.drop_tenant(database, id).await.map(Some)
+            }
+        }
+    }
+
     /// Drops everything of a tenant, in any state; its unsent usage events stay until they are
     /// acknowledged, then a further call removes the record too. May be repeated at any point.
     pub async fn drop_tenant(&self, database: &str, id: &TenantId) -> Result<DropOutcome> {

@@ -324,7 +324,10 @@ async fn installed_version(connection: &mut Connection, spec: &DatabaseSpec) -> 
     if let Some(row) = rows.first() {
         let (cluster, kind, object): (String, String, String) = (row.get(0), row.get(1), row.get(2));
         if cluster != spec.cluster_id {
-            return Err(Error::permanent(foreign(&spec.name, &format!("it belongs to cluster {cluster}"))));
+            let why = format!(
+                "it belongs to cluster {cluster}; if this cluster takes that one's place, run tenantry adopt --from-cluster {cluster}"
+            );
+            return Err(Error::permanent(foreign(&spec.name, &why)));
         }
         if (kind.as_str(), object.as_str()) != (spec.purpose.kind(), spec.purpose.object()) {
             return Err(Error::permanent(foreign(&spec.name, &format!("it was made for {kind} {object}"))));

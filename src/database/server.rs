@@ -76,6 +76,9 @@ pub struct Timeouts {
     pub statement: Duration,
     /// For one lock.
     pub lock: Duration,
+    /// After this long without any answer the server is asked, by a login of its own, whether
+    /// it is there at all. If that fails as well, all that wait for it are told at once.
+    pub suspicion: Duration,
     /// After this long without use a connection is closed.
     pub idle: Duration,
     /// The longest pause of the breaker between two attempts at a server that can't be reached.
@@ -91,6 +94,7 @@ impl Default for Timeouts {
             wait: Duration::from_secs(10),
             statement: Duration::from_secs(30),
             lock: Duration::from_secs(5),
+            suspicion: Duration::from_secs(2),
             idle: Duration::from_secs(30),
             breaker: Duration::from_secs(15),
             migration_lock: Duration::from_secs(10),

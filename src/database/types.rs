@@ -417,6 +417,10 @@ pub struct Statistics {
     pub round_trips: u64,
     /// Connections opened, tenants' logins that were proven or migrated included.
     pub connections: u64,
+    /// Places for connections that are taken now, of those that the server's settings allow.
+    pub in_use: usize,
+    /// Whether the server counts as away: then it is tried again now and then, and nobody waits.
+    pub away: bool,
 }
 
 /// What [`drop_tenant`](super::Server::drop_tenant) left.

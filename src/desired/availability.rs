@@ -1,7 +1,8 @@
-//! Whether a pool's containers serve.
+//! Whether the containers of a pool, or of a tenant's own namespace, serve.
 
 use serde_json::Value;
 
+use super::rollout::{Progress, RolloutState};
 use crate::api::Reason;
 
 /// Whether one component serves.
@@ -15,6 +16,17 @@ pub struct ComponentState {
     pub reason: Reason,
     /// What is, and why; empty when all is well.
     pub message: String,
+    /// Which template its pods are of, and how far its rollout is.
+    pub rollout: RolloutState,
+}
+
+impl ComponentState {
+    /// Whether all that is wanted is there and no rollout is under way: then nobody has to look
+    /// at its pods.
+    pub fn is_whole(&self) -> bool {
+        let is_rolling = matches!(self.rollout.progress, Progress::Rolling | Progress::Failed(_));
+        self.reason == "ScaledToZero" || (self.message.is_empty() && !is_rolling)
+    }
 }
 
 /// Whether a component serves, from its live Deployment; `None` when there is no Deployment.
@@ -28,6 +40,7 @@ pub fn component_state(component: &str, live: Option<&Value>) -> ComponentState 
         available,
         reason,
         message,
+        rollout: live.map_or_else(RolloutState::absent, RolloutState::of),
     };
     let Some(live) = live else {
         return state(false, "DeploymentMissing", format!("component {component} has no Deployment yet"));

@@ -4,24 +4,25 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, ResourceQuota, ResourceQuotaSpec, ServiceAccount},
+        core::v1::{
+            ConfigMap, LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec,
+            ServiceAccount,
+        },
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::json;
 
-use super::{
-    Kind, Object, naming,
-    pool::{Settings, SharedContent},
-    quantity,
-};
-use crate::api::Quantities;
+use super::{Kind, Object, naming, quantity, settings::Settings, shared::SharedContent};
+use crate::api::{OwnerKind, Quantities};
 
 /// The version of Pod Security that is enforced: the one that templates are checked against
 /// here. With `latest`, an upgrade of the cluster could refuse pods that have run for years;
 /// `warn` and `audit` say beforehand what the newest version would refuse.
 const POD_SECURITY_VERSION: &str = "v1.36";
+
+const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 
 /// A namespace in the making: its name, and the labels of everything in it.
 #[derive(Clone, Copy)]
@@ -54,36 +55,70 @@ impl Scope<'_> {
 
     /// The operator's rights in the namespace; it has none on Secrets anywhere else.
     pub(super) fn operator_binding(&self, settings: &Settings) -> Object {
-        let account = (settings.operator_service_account.as_str(), settings.operator_namespace.as_str());
-        self.binding(naming::NAMESPACE_ROLE, account)
+        let account = service_account(&settings.operator_service_account, &settings.operator_namespace);
+        self.binding(naming::NAMESPACE_ROLE, vec![account])
     }
 
     /// The agent's identity, and its right to read the namespace's Secrets.
     pub(super) fn agent(&self) -> Vec<Object> {
+        let subject = service_account(naming::AGENT, self.namespace);
+        vec![self.account(naming::AGENT), self.binding(naming::AGENT, vec![subject])]
+    }
+
+    /// The identity of a tenant's pods. Nothing is bound to it, so that a token, should a
+    /// template ask for one, says who the pod is and opens nothing.
+    pub(super) fn service_account(&self) -> Object {
+        self.account(naming::WORKLOAD_ACCOUNT)
+    }
+
+    /// The rights of a tenant's own people in its namespace; none without people.
+    pub(super) fn owners(&self, owners: &[crate::api::Owner]) -> Option<Object> {
+        let subject = |owner: &crate::api::Owner| Subject {
+            api_group: Some(RBAC_GROUP.to_owned()),
+            kind: match owner.kind {
+                OwnerKind::User => "User".to_owned(),
+                OwnerKind::Group => "Group".to_owned(),
+            },
+            name: owner.name.clone(),
+            namespace: None,
+        };
+        let subjects: Vec<Subject> = owners.iter().map(subject).collect();
+        (!subjects.is_empty()).then(|| self.binding(naming::OWNER_ROLE, subjects))
+    }
+
+    /// What a tenant's pods are told as they start. It stands apart from the pod template, so
+    /// that a change of plan restarts nothing.
+    pub(super) fn facts(&self, plan: &str, hosts: &[String]) -> Object {
+        let facts = ConfigMap {
+            metadata: self.metadata(naming::FACTS),
+            data: Some(BTreeMap::from([
+                ("plan".to_owned(), plan.to_owned()),
+                ("host".to_owned(), hosts.first().cloned().unwrap_or_default()),
+            ])),
+            ..ConfigMap::default()
+        };
+        Object::typed(Kind::ConfigMap, &facts)
+    }
+
+    fn account(&self, name: &str) -> Object {
         let account = ServiceAccount {
-            metadata: self.metadata(naming::AGENT),
+            metadata: self.metadata(name),
             automount_service_account_token: Some(false),
             ..ServiceAccount::default()
         };
-        let account = Object::typed(Kind::ServiceAccount, &account);
-        vec![account, self.binding(naming::AGENT, (naming::AGENT, self.namespace))]
+        Object::typed(Kind::ServiceAccount, &account)
     }
 
-    /// Binds a ClusterRole, by a RoleBinding of the same name, to a ServiceAccount.
-    fn binding(&self, role: &str, (account, namespace): (&str, &str)) -> Object {
+    /// Binds a ClusterRole, by a RoleBinding of the same name.
+    fn binding(&self, role: &str, subjects: Vec<Subject>) -> Object {
         let binding = RoleBinding {
             metadata: self.metadata(role),
             role_ref: RoleRef {
-                api_group: Some("rbac.authorization.k8s.io".to_owned()),
+                api_group: Some(RBAC_GROUP.to_owned()),
                 kind: "ClusterRole".to_owned(),
                 name: role.to_owned(),
             },
-            subjects: Some(vec![Subject {
-                kind: "ServiceAccount".to_owned(),
-                name: account.to_owned(),
-                namespace: Some(namespace.to_owned()),
-                api_group: None,
-            }]),
+            subjects: Some(subjects),
         };
         Object::typed(Kind::RoleBinding, &binding)
     }
@@ -99,6 +134,13 @@ impl Scope<'_> {
         Some(Object::typed(Kind::ResourceQuota, &quota))
     }
 
+    /// What a container may use, and gets where it says nothing.
+    pub(super) fn limit_range(&self, item: LimitRangeItem) -> Object {
+        let range =
+            LimitRange { metadata: self.metadata(naming::QUOTA), spec: Some(LimitRangeSpec { limits: vec![item] }) };
+        Object::typed(Kind::LimitRange, &range)
+    }
+
     /// A copy of a shared Secret or ConfigMap.
     pub(super) fn shared(&self, content: &SharedContent) -> Object {
         let body = json!({
@@ -108,5 +150,14 @@ impl Scope<'_> {
             "binaryData": content.binary_data,
         });
         Object::untyped(content.kind, body)
+    }
+}
+
+fn service_account(name: &str, namespace: &str) -> Subject {
+    Subject {
+        api_group: None,
+        kind: "ServiceAccount".to_owned(),
+        name: name.to_owned(),
+        namespace: Some(namespace.to_owned()),
     }
 }

@@ -13,6 +13,12 @@ pub const AGENT: &str = "tenantry-agent";
 pub const TENANTS_VOLUME: &str = "tenantry-tenants";
 /// The volume that has the agent's token.
 pub const TOKEN_VOLUME: &str = "tenantry-agent-token";
+/// A tenant's own people: their ClusterRole, and in the tenant's namespace their RoleBinding.
+pub const OWNER_ROLE: &str = "tenantry-owner";
+/// The ServiceAccount of a tenant's pods, which has no right and no token.
+pub const WORKLOAD_ACCOUNT: &str = "tenantry-workload";
+/// The ConfigMap that tells a tenant's pods its plan and host.
+pub const FACTS: &str = "tenantry-tenant";
 /// Containers and volumes whose names begin so are the operator's.
 pub const RESERVED_PREFIX: &str = "tenantry-";
 /// Where the tenants' credentials are in a pod.
@@ -82,6 +88,23 @@ pub fn pool_namespace(pool: &str) -> String {
     Pool::namespace_name(pool)
 }
 
+/// The namespace of a tenant of tier bridge or dedicated.
+pub fn tenant_namespace(tenant: &str) -> String {
+    format!("tenant-{tenant}")
+}
+
+/// The `number`th database that bridge tenants of an application share: at most 63 bytes, so
+/// never cut by PostgreSQL. No two applications have the same, since the number comes last.
+pub fn bridge_database(application: &str, number: usize) -> String {
+    format!("bridge_{}_{number}", application.replace('-', "_"))
+}
+
+/// The database of a dedicated tenant, by its opaque id: the customer's name is nobody's
+/// business in `pg_database`, which every login can read.
+pub fn dedicated_database(id: &str) -> String {
+    format!("dedicated_{}", id.trim_start_matches("t_"))
+}
+
 /// The `number`th pool of an application.
 pub fn pool_name(application: &str, number: usize) -> String {
     format!("{application}-{number}")
@@ -128,5 +151,11 @@ pub fn tenant_url(route: &Route, tenant: &str) -> String {
 
 /// The environment variable that tells a pod its pool.
 pub const ENV_POOL: &str = "TENANTRY_POOL";
+/// The environment variable that tells a pod its tenant (tiers bridge and dedicated).
+pub const ENV_TENANT: &str = "TENANTRY_TENANT";
+/// The environment variable that tells a pod the plan that its tenant had when it started.
+pub const ENV_PLAN: &str = "TENANTRY_PLAN";
+/// The environment variable that tells a pod the first host of its tenant, as it started.
+pub const ENV_HOST: &str = "TENANTRY_HOST";
 /// The environment variable that tells a container where the tenants' files are.
 pub const ENV_TENANTS_DIR: &str = "TENANTRY_TENANTS_DIR";

@@ -2,14 +2,15 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, EnvVar, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile, SecurityContext,
-        TopologySpreadConstraint,
+        Capabilities, ConfigMapKeySelector, Container, EnvVar, EnvVarSource, PodSpec, PodTemplateSpec, SeccompProfile,
+        SecurityContext, TopologySpreadConstraint,
     },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 
 use super::{
-    component::Workload,
+    component::{Files, Workload},
+    mounted,
     naming::{self, Owner},
     sidecar,
 };
@@ -31,7 +32,7 @@ pub(super) fn complete(workload: &Workload<'_>, mut template: PodTemplateSpec) -
         complete_container(container, &env);
     }
     spread(workload, spec);
-    add_agent(workload, spec);
+    add_files(workload, spec);
     template
 }
 
@@ -43,12 +44,24 @@ fn default_seccomp() -> SeccompProfile {
 fn environment(workload: &Workload<'_>) -> Vec<EnvVar> {
     let variable =
         |name: &str, value: &str| EnvVar { name: name.to_owned(), value: Some(value.to_owned()), ..EnvVar::default() };
-    let pool = match workload.owner {
-        Owner::Pool(pool) => Some(variable(naming::ENV_POOL, pool)),
-        Owner::Tenant { .. } => None,
+    let mut env = match workload.owner {
+        Owner::Pool(pool) => vec![variable(naming::ENV_POOL, pool)],
+        // Who the tenant is never changes, and no ConfigMap that its people edit decides it.
+        Owner::Tenant { name, .. } => {
+            vec![variable(naming::ENV_TENANT, name), fact(naming::ENV_PLAN, "plan"), fact(naming::ENV_HOST, "host")]
+        }
     };
-    let files = workload.component.database.then(|| variable(naming::ENV_TENANTS_DIR, naming::TENANTS_DIR));
-    pool.into_iter().chain(files).collect()
+    if workload.component.database {
+        env.push(variable(naming::ENV_TENANTS_DIR, naming::TENANTS_DIR));
+    }
+    env
+}
+
+/// A variable that is read from the tenant's ConfigMap as the container starts.
+fn fact(name: &str, key: &str) -> EnvVar {
+    let selector = ConfigMapKeySelector { name: naming::FACTS.to_owned(), key: key.to_owned(), optional: None };
+    let source = EnvVarSource { config_map_key_ref: Some(selector), ..EnvVarSource::default() };
+    EnvVar { name: name.to_owned(), value_from: Some(source), ..EnvVar::default() }
 }
 
 fn complete_container(container: &mut Container, env: &[EnvVar]) {
@@ -79,14 +92,27 @@ fn spread(workload: &Workload<'_>, spec: &mut PodSpec) {
     });
 }
 
-/// The agent comes first of all init containers, since these may need its files.
-fn add_agent(workload: &Workload<'_>, spec: &mut PodSpec) {
-    let Some(agent) = workload.sidecar.filter(|_| workload.component.database) else { return };
+/// The tenants' credentials, at the same paths in every tier, for a component that gets them.
+fn add_files(workload: &Workload<'_>, spec: &mut PodSpec) {
+    if matches!(workload.files, Files::Mounted { .. }) {
+        spec.service_account_name = Some(naming::WORKLOAD_ACCOUNT.to_owned());
+    }
+    if !workload.component.database {
+        return;
+    }
     for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
         container.volume_mounts.get_or_insert_default().push(sidecar::tenants_mount());
     }
-    spec.init_containers.get_or_insert_default().insert(0, agent.container());
-    spec.volumes.get_or_insert_default().extend(agent.volumes());
-    spec.service_account_name = Some(naming::AGENT.to_owned());
-    spec.security_context.get_or_insert_with(PodSecurityContext::default).fs_group.get_or_insert(sidecar::AGENT_ID);
+    match workload.files {
+        Files::Agent(agent) => {
+            // First of all init containers, since these may need its files.
+            spec.init_containers.get_or_insert_default().insert(0, agent.container());
+            spec.volumes.get_or_insert_default().extend(agent.volumes());
+            spec.service_account_name = Some(naming::AGENT.to_owned());
+        }
+        Files::Mounted { tenant, hosts } => {
+            spec.volumes.get_or_insert_default().push(mounted::volume(tenant, hosts));
+        }
+    }
+    spec.security_context.get_or_insert_default().fs_group.get_or_insert(sidecar::AGENT_ID);
 }

@@ -4,47 +4,22 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     Fault, Kind, Object,
-    component::Workload,
+    component::{Files, Workload},
     faults,
+    fit::Bounds,
     namespace::Scope,
     naming::{self, Owner},
     network::{self, Network},
+    quota::{self, Counts, Footprint},
+    route::route_kind,
+    settings::Settings,
+    shared::{SharedContent, shared_objects},
     sidecar::Sidecar,
+    tuning::Tuning,
     validate,
+    workloads::Workloads,
 };
-use crate::api::{Application, DatabaseServer, Pool, Resources, Tier};
-
-/// What holds for the operator as a whole.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The operator's namespace.
-    pub operator_namespace: String,
-    /// The operator's ServiceAccount in it.
-    pub operator_service_account: String,
-    /// The image of the agent: the operator's own.
-    pub agent_image: String,
-    /// When the agent's image is pulled; Kubernetes' default when left out.
-    pub agent_pull_policy: Option<String>,
-    /// The agent's requests and limits; sized by the pool's capacity when left out. Give it
-    /// a CPU request, without which no autoscaler can measure its pods.
-    pub agent_resources: Option<Resources>,
-}
-
-/// A shared Secret or ConfigMap, as it is in the operator's namespace. (Not `Debug`: it may
-/// have secrets.)
-#[derive(Clone, PartialEq)]
-pub struct SharedContent {
-    /// Secret or ConfigMap.
-    pub kind: Kind,
-    /// Its name there and in every namespace of the Application.
-    pub name: String,
-    /// A Secret's type.
-    pub type_: Option<String>,
-    /// A ConfigMap's text, or a Secret's base64, by key.
-    pub data: BTreeMap<String, String>,
-    /// A ConfigMap's base64, by key.
-    pub binary_data: BTreeMap<String, String>,
-}
+use crate::api::{Application, DatabaseServer, Pool, Quantities, Tier};
 
 /// What a pool's objects are made from.
 #[derive(Clone, Copy)]
@@ -159,36 +134,10 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
     let server_name = server.metadata.name.as_deref().unwrap_or_default();
     faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
     let shared = shared_objects(scope, application, input.shared, &mut faults);
-    let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
-    let deadline = application.spec.rollout.as_ref().and_then(|rollout| rollout.deadline.as_ref()?.get());
-    let deadline_seconds = deadline.map(|deadline| i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX));
 
-    let (mut services, mut disruption_budgets) = (Vec::new(), Vec::new());
-    let (mut autoscalers, mut deployments) = (Vec::new(), Vec::new());
-    for (index, component) in application.spec.components.iter().enumerate() {
-        let workload = Workload {
-            component,
-            path: &format!("spec.components[{index}]"),
-            tier: Tier::Pooled,
-            application: application_name,
-            owner,
-            namespace: &namespace,
-            sidecar: Some(sidecar),
-            deadline_seconds,
-            quota,
-            held_replicas: input.held_replicas.get(&component.name).copied(),
-        };
-        match workload.objects() {
-            Ok(objects) => {
-                services.extend(objects.service);
-                disruption_budgets.extend(objects.disruption_budget);
-                autoscalers.extend(objects.autoscaler);
-                deployments.push(objects.deployment);
-            }
-            Err(found) => faults.extend(found),
-        }
-    }
+    let parts = parts(application, owner, &namespace, sidecar, input.held_replicas);
+    let workloads = parts.map_err(|found| faults.extend(found)).unwrap_or_default();
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -200,48 +149,73 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         server,
         api_server: input.api_server,
     };
-    Ok(PoolObjects {
+    let Workloads { services, disruption_budgets, autoscalers, deployments, footprints, unfit } = workloads;
+    let objects = PoolObjects {
         namespace: scope.namespace(),
         operator_binding: scope.operator_binding(settings),
         agent: scope.agent(),
         shared,
-        quota: scope.quota(quota),
+        quota: scope.quota(pool_quota(application)),
         network_policies: network.policies(),
         services,
         disruption_budgets,
         autoscalers,
         deployments,
         network_declared: network::declared(application, server),
-    })
+    };
+    let counts = Counts::of(objects.clone().into_ordered().iter());
+    let room = room_faults(application, &footprints, counts, sidecar.capacity);
+    let faults = [unfit, room].concat();
+    if faults.is_empty() { Ok(objects) } else { Err(faults) }
 }
 
-/// Copies of what the Application shares; a fault for each that is not there.
-fn shared_objects(
-    scope: Scope<'_>,
+/// The components of a pool, or everything that is wrong with their templates.
+fn parts(
     application: &Application,
-    contents: &[SharedContent],
-    faults: &mut Vec<Fault>,
-) -> Vec<Object> {
-    let Some(shared) = &application.spec.shared else { return Vec::new() };
-    let list = |kind, field, names: &Option<Vec<String>>| {
-        let names = names.iter().flatten().enumerate();
-        names.map(|(index, name)| (kind, format!("spec.shared.{field}[{index}]"), name.clone())).collect::<Vec<_>>()
+    owner: Owner<'_>,
+    namespace: &str,
+    sidecar: Sidecar<'_>,
+    held_replicas: &BTreeMap<String, i32>,
+) -> Result<Workloads, Vec<Fault>> {
+    let workload = |(index, component): (usize, _)| Workload {
+        component,
+        path: format!("spec.components[{index}]"),
+        tier: Tier::Pooled,
+        application: application.metadata.name.as_deref().unwrap_or_default(),
+        owner,
+        namespace,
+        files: Files::Agent(sidecar),
+        tuning: Tuning::default(),
+        suspended: false,
+        deadline_seconds: faults::rollout_seconds(application),
+        quota: pool_quota(application),
+        bounds: Bounds::default(),
+        held_replicas: held_replicas.get(&component.name).copied(),
     };
-    let wanted = list(Kind::Secret, "secrets", &shared.secrets).into_iter().chain(list(
-        Kind::ConfigMap,
-        "configMaps",
-        &shared.config_maps,
-    ));
-    let mut objects = Vec::new();
-    for (kind, path, name) in wanted {
-        match contents.iter().find(|content| content.kind == kind && content.name == name) {
-            Some(content) => objects.push(scope.shared(content)),
-            None => faults.push(Fault::new(
-                "SharedObjectMissing",
-                path,
-                format!("there is no {kind} {name} in the operator's namespace: create it, or remove it here"),
-            )),
-        }
+    Workloads::of(application.spec.components.iter().enumerate().map(workload))
+}
+
+fn pool_quota(application: &Application) -> Option<&Quantities> {
+    application.spec.pools.as_ref()?.quota.as_ref()
+}
+
+/// A quota that is too small for a pool with as many tenants as it takes.
+fn room_faults(application: &Application, footprints: &[Footprint], mut counts: Counts, capacity: u32) -> Vec<Fault> {
+    counts.add(Kind::Secret, u64::from(capacity));
+    if let Some(route) = &application.spec.route {
+        counts.add(route_kind(route), u64::from(capacity));
     }
-    objects
+    let advice = "or lower replicas, requests or pools.maxTenants";
+    quota::shortfalls("spec.pools.quota", pool_quota(application), footprints, &counts, advice)
+}
+
+/// A quota that is too small for any pool of an Application that takes `capacity` tenants.
+/// The templates' own faults are told elsewhere.
+pub(super) fn quota_faults(application: &Application, settings: &Settings, capacity: u32) -> Vec<Fault> {
+    let held = BTreeMap::new();
+    let sidecar = Sidecar { settings, capacity };
+    let Ok(workloads) = parts(application, Owner::Pool(""), "", sidecar, &held) else { return Vec::new() };
+    let counts = Counts::of(workloads.objects());
+    let faults = room_faults(application, &workloads.footprints, counts, capacity);
+    [quota::name_faults("spec.pools.quota", pool_quota(application)), faults].concat()
 }

@@ -14,8 +14,8 @@ use k8s_openapi::{
 
 use super::{
     naming::{AGENT, TENANTS_DIR, TENANTS_VOLUME, TOKEN_VOLUME},
-    pool::Settings,
     quantity,
+    settings::Settings,
 };
 
 /// Where client libraries look for a pod's token.

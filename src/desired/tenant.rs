@@ -1,151 +1,304 @@
-//! A tenant's Secret.
+//! Everything in the namespace of a tenant of tier bridge or dedicated, but its Secret and
+//! its route, which every tier has.
 
-use data_encoding::BASE64;
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
-    Kind, Object,
+    Fault, Kind, Object,
+    component::{Files, Workload},
+    faults,
+    fit::Bounds,
+    limit_range,
+    namespace::Scope,
     naming::{self, Owner},
+    network::{self, Network},
+    quota::{self, Counts},
+    route::route_kind,
+    settings::Settings,
+    shared::{SharedContent, shared_objects},
+    tuning::Tuning,
+    workloads::Workloads,
 };
-use crate::api::ANNOTATION_HOSTS;
+use crate::api::{Application, DatabaseServer, Plan, Tenant, Tier};
 
-/// What a tenant's Secret is made from. (Not `Debug`: it has a password.)
+/// What a tenant's objects are made from.
 #[derive(Clone, Copy)]
-pub struct TenantInput<'a> {
-    /// The Tenant's name.
-    pub tenant: &'a str,
-    /// The Pool that the tenant is in, for tier pooled.
-    pub pool: Option<&'a str>,
-    /// The Application's name.
-    pub application: &'a str,
-    /// The namespace of the pool or tenant.
-    pub namespace: &'a str,
-    /// The hosts that are the tenant's.
+pub struct TenantObjectsInput<'a> {
+    /// The tenant.
+    pub tenant: &'a Tenant,
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// The application that it uses.
+    pub application: &'a Application,
+    /// The server that has its data.
+    pub server: &'a DatabaseServer,
+    /// The tier in effect: bridge or dedicated.
+    pub tier: Tier,
+    /// The hosts that are the tenant's, as `hosts::HostIndex` grants them.
     pub hosts: &'a [String],
-    /// Host name or address of the tenants' endpoint.
-    pub host: &'a str,
-    /// Port of the endpoint.
-    pub port: u16,
-    /// The database.
-    pub database: &'a str,
-    /// The tenant's schema in it.
-    pub schema: &'a str,
-    /// The login.
-    pub username: &'a str,
-    /// Its password.
-    pub password: &'a str,
-    /// `verify-full` or `disable`, as libpq calls it.
-    pub sslmode: &'a str,
-    /// The certificates to trust, as PEM; nothing for the system's roots.
-    pub ca_pem: Option<&'a str>,
+    /// The contents of the Application's `shared` objects.
+    pub shared: &'a [SharedContent],
+    /// What holds for the operator as a whole.
+    pub settings: &'a Settings,
+    /// Whether no pod shall run, since the tenant is suspended.
+    pub suspended: bool,
+    /// As [`PoolInput::held_replicas`](super::PoolInput::held_replicas).
+    pub held_replicas: &'a BTreeMap<String, i32>,
 }
 
-/// The Secret with a tenant's credentials, of type `servicebinding.io/postgresql`.
+/// The objects of a tenant's namespace, by sort.
+#[derive(Clone, Debug)]
+pub struct TenantObjects {
+    /// The namespace.
+    pub namespace: Object,
+    /// The operator's rights in it.
+    pub operator_binding: Object,
+    /// The rights of the tenant's own people; none without `spec.owners`.
+    pub owners: Option<Object>,
+    /// What the namespace may use; none where the plan has no quota.
+    pub quota: Option<Object>,
+    /// What a container may use; none where the plan has no limitRange.
+    pub limit_range: Option<Object>,
+    /// The identity of all pods, without a right or a token.
+    pub service_account: Object,
+    /// What pods are told of the tenant: a ConfigMap.
+    pub facts: Object,
+    /// Copies of the Application's shared objects.
+    pub shared: Vec<Object>,
+    /// What may connect to what.
+    pub network_policies: Vec<Object>,
+    /// The components' addresses.
+    pub services: Vec<Object>,
+    /// How many pods an eviction may take away.
+    pub disruption_budgets: Vec<Object>,
+    /// How many replicas there are.
+    pub autoscalers: Vec<Object>,
+    /// The components' pods. They mount the tenant's Secret, which must be there before.
+    pub deployments: Vec<Object>,
+    /// Whether the way to the database is declared; else no pod reaches it until
+    /// DatabaseServer `spec.network.to` is set.
+    pub network_declared: bool,
+}
+
+impl TenantObjects {
+    /// The objects in the order in which they are applied: what others need comes first,
+    /// and Deployments last, since a pod starts with what is there.
+    pub fn into_ordered(self) -> Vec<Object> {
+        // Without `..`: a field that is added is either applied or named here.
+        let Self {
+            namespace,
+            operator_binding,
+            owners,
+            quota,
+            limit_range,
+            service_account,
+            facts,
+            shared,
+            network_policies,
+            services,
+            disruption_budgets,
+            autoscalers,
+            deployments,
+            network_declared: _,
+        } = self;
+        [namespace, operator_binding]
+            .into_iter()
+            .chain(owners)
+            .chain(quota)
+            .chain(limit_range)
+            .chain([service_account, facts])
+            .chain(shared)
+            .chain(network_policies)
+            .chain(services)
+            .chain(disruption_budgets)
+            .chain(autoscalers)
+            .chain(deployments)
+            .collect()
+    }
+}
+
+/// The objects of a tenant of tier bridge or dedicated.
 ///
-/// `uri` has everything but the certificates: a client can't be told where it finds them,
-/// so it adds `sslrootcert` itself, or opens `ca.crt` beside it. `ca.crt` is empty where the
-/// system's roots are to be trusted.
-pub fn pooled_secret(input: &TenantInput<'_>) -> Object {
-    let port = input.port.to_string();
-    let uri = uri(input);
-    let entries = [
-        ("type", "postgresql"),
-        ("provider", "tenantry"),
-        ("host", input.host),
-        ("port", &port),
-        ("database", input.database),
-        ("schema", input.schema),
-        ("username", input.username),
-        ("password", input.password),
-        ("sslmode", input.sslmode),
-        ("uri", &uri),
-        ("ca.crt", input.ca_pem.unwrap_or_default()),
-    ];
-    // `stringData` would be simpler, but the API server moves it to `data`, where a change
-    // by somebody else could not be told from our own.
-    let data: Map<String, Value> =
-        entries.iter().map(|(key, value)| ((*key).to_owned(), BASE64.encode(value.as_bytes()).into())).collect();
-    let owner = Owner::Tenant { name: input.tenant, pool: input.pool };
-    let metadata = json!({
-        "name": naming::credentials_secret(input.tenant),
-        "namespace": input.namespace,
-        "labels": naming::labels(input.application, owner),
-        "annotations": {ANNOTATION_HOSTS: input.hosts.join(",")},
-    });
-    Object::untyped(Kind::Secret, json!({"metadata": metadata, "type": "servicebinding.io/postgresql", "data": data}))
-}
-
-/// The connection as one URI (libpq, JDBC-like drivers and most libraries read it).
-fn uri(input: &TenantInput<'_>) -> String {
-    let host = if input.host.contains(':') { format!("[{}]", input.host) } else { input.host.to_owned() };
-    format!(
-        "postgresql://{}:{}@{host}:{}/{}?sslmode={}",
-        percent_encode(input.username),
-        percent_encode(input.password),
-        input.port,
-        percent_encode(input.database),
-        input.sslmode,
-    )
-}
-
-/// Everything but RFC 3986's unreserved characters as `%XX`.
-fn percent_encode(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-        encoded
+/// # Errors
+/// The faults of the Application's templates and network peers and of the server's peers,
+/// shared objects that are not there, and a quota or LimitRange of the Plan in which the pods
+/// don't fit ([`effective`](super::effective) tells that before anything is placed).
+pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> Result<TenantObjects, Vec<Fault>> {
+    let TenantObjectsInput { tenant, plan, application, server, settings, .. } = *input;
+    let case = Case {
+        tenant,
+        plan,
+        application,
+        tier: input.tier,
+        hosts: input.hosts,
+        suspended: input.suspended,
+        held_replicas: input.held_replicas,
+    };
+    let frame = Frame::of(tenant, application);
+    let scope = frame.scope();
+    let mut faults = faults::peer_faults(application);
+    faults.extend(faults::shared_faults(application));
+    let shared = shared_objects(scope, application, input.shared, &mut faults);
+    let within_application = |fault: Fault| fault.within("Application", name_of(&application.metadata));
+    let mut faults: Vec<Fault> = faults.into_iter().map(within_application).collect();
+    let server_name = name_of(&server.metadata);
+    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
+    let body = case.body(&frame, server).map_err(|found| faults.extend(found));
+    let (Ok(body), true) = (body, faults.is_empty()) else { return Err(faults) };
+    let unfit = case.room_faults(&body);
+    if !unfit.is_empty() {
+        return Err(unfit);
+    }
+    Ok(TenantObjects {
+        namespace: scope.namespace(),
+        operator_binding: scope.operator_binding(settings),
+        owners: body.owners,
+        quota: body.quota,
+        limit_range: body.limit_range,
+        service_account: body.service_account,
+        facts: body.facts,
+        shared,
+        network_policies: body.network_policies,
+        services: body.workloads.services,
+        disruption_budgets: body.workloads.disruption_budgets,
+        autoscalers: body.workloads.autoscalers,
+        deployments: body.workloads.deployments,
+        network_declared: network::declared(application, server),
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What keeps a tenant's pods and objects from fitting into its Plan. The templates' own
+/// faults are the Application's, and told there.
+pub(super) fn room_faults(
+    tenant: &Tenant,
+    plan: &Plan,
+    application: &Application,
+    tier: Tier,
+    server: &DatabaseServer,
+) -> Vec<Fault> {
+    let held_replicas = BTreeMap::new();
+    let case = Case { tenant, plan, application, tier, hosts: &[], suspended: false, held_replicas: &held_replicas };
+    let frame = Frame::of(tenant, application);
+    case.body(&frame, server).map(|body| case.room_faults(&body)).unwrap_or_default()
+}
 
-    fn input<'a>(host: &'a str, password: &'a str) -> TenantInput<'a> {
-        TenantInput {
-            tenant: "acme",
-            pool: Some("crm-1"),
-            application: "crm",
-            namespace: "pool-crm-1",
-            hosts: &[],
-            host,
-            port: 5432,
-            database: "pool_crm_1",
-            schema: "t_abc",
-            username: "t_abc_a",
-            password,
-            sslmode: "verify-full",
-            ca_pem: None,
+/// The names that everything of a tenant has.
+struct Frame<'a> {
+    tenant: &'a str,
+    namespace: String,
+    labels: BTreeMap<String, String>,
+}
+
+impl<'a> Frame<'a> {
+    fn of(tenant: &'a Tenant, application: &Application) -> Self {
+        let tenant = name_of(&tenant.metadata);
+        let owner = Owner::Tenant { name: tenant, pool: None };
+        let labels = naming::labels(name_of(&application.metadata), owner);
+        Self { tenant, namespace: naming::tenant_namespace(tenant), labels }
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        Scope { namespace: &self.namespace, labels: &self.labels }
+    }
+}
+
+/// What decides how much a tenant needs.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    tenant: &'a Tenant,
+    plan: &'a Plan,
+    application: &'a Application,
+    tier: Tier,
+    hosts: &'a [String],
+    suspended: bool,
+    held_replicas: &'a BTreeMap<String, i32>,
+}
+
+/// Everything of a tenant that is made from its case alone.
+struct Body {
+    owners: Option<Object>,
+    quota: Option<Object>,
+    limit_range: Option<Object>,
+    service_account: Object,
+    facts: Object,
+    network_policies: Vec<Object>,
+    workloads: Workloads,
+}
+
+impl Body {
+    fn objects(&self) -> impl Iterator<Item = &Object> {
+        let Self { owners, quota, limit_range, service_account, facts, network_policies, workloads } = self;
+        let optional = owners.iter().chain(quota).chain(limit_range);
+        optional.chain([service_account, facts]).chain(network_policies).chain(workloads.objects())
+    }
+}
+
+impl Case<'_> {
+    /// The objects, or everything that is wrong with the templates.
+    fn body(&self, frame: &Frame<'_>, server: &DatabaseServer) -> Result<Body, Vec<Fault>> {
+        let Self { tenant, plan, application, hosts, .. } = *self;
+        let (scope, tenant_name) = (frame.scope(), frame.tenant);
+        let range = plan.spec.limit_range.as_ref().and_then(limit_range::item);
+        let bounds = Bounds { quota: plan.spec.quota.as_ref(), range: range.as_ref(), plan: name_of(&plan.metadata) };
+        let components = application.spec.components.iter().enumerate().map(|(index, component)| Workload {
+            component,
+            path: format!("spec.components[{index}]"),
+            tier: self.tier,
+            application: name_of(&application.metadata),
+            owner: Owner::Tenant { name: tenant_name, pool: None },
+            namespace: &frame.namespace,
+            files: Files::Mounted { tenant: tenant_name, hosts },
+            tuning: Tuning::of(&component.name, plan, tenant),
+            suspended: self.suspended,
+            deadline_seconds: faults::rollout_seconds(application),
+            quota: None,
+            bounds,
+            held_replicas: self.held_replicas.get(&component.name).copied(),
+        });
+        let within = |fault: Fault| fault.within("Application", name_of(&application.metadata));
+        let workloads =
+            Workloads::of(components).map_err(|faults| faults.into_iter().map(within).collect::<Vec<_>>())?;
+        let network = Network {
+            namespace: &frame.namespace,
+            labels: &frame.labels,
+            instance: tenant_name,
+            application,
+            server,
+            api_server: &[],
+        };
+        Ok(Body {
+            owners: scope.owners(tenant.spec.owners.as_deref().unwrap_or_default()),
+            quota: scope.quota(plan.spec.quota.as_ref()),
+            limit_range: range.map(|range| scope.limit_range(range)),
+            service_account: scope.service_account(),
+            facts: scope.facts(&tenant.spec.plan, hosts),
+            network_policies: network.policies(),
+            workloads,
+        })
+    }
+
+    /// What keeps the pods and objects from fitting into the Plan.
+    fn room_faults(&self, body: &Body) -> Vec<Fault> {
+        let mut counts = Counts::of(body.objects());
+        counts.add(Kind::RoleBinding, 1);
+        counts.add(Kind::Secret, 1);
+        let shared = self.application.spec.shared.as_ref();
+        let number = |names: Option<&Vec<String>>| names.map_or(0, |names| names.len() as u64);
+        counts.add(Kind::Secret, number(shared.and_then(|shared| shared.secrets.as_ref())));
+        counts.add(Kind::ConfigMap, number(shared.and_then(|shared| shared.config_maps.as_ref())));
+        if let Some(route) = &self.application.spec.route {
+            counts.add(route_kind(route), 1);
         }
+        let path = format!("Plan {}: spec.quota", name_of(&self.plan.metadata));
+        let advice = "or lower replicas or requests";
+        let quota = self.plan.spec.quota.as_ref();
+        let faults = quota::shortfalls(&path, quota, &body.workloads.footprints, &counts, advice);
+        [body.workloads.unfit.clone(), faults].concat()
     }
+}
 
-    #[test]
-    fn a_uri_survives_every_character_of_a_password_and_an_ipv6_host() {
-        let found = uri(&input("2001:db8::1", "a/b:c@d?e#f%g h~é"));
-        assert_eq!(
-            found,
-            "postgresql://t_abc_a:a%2Fb%3Ac%40d%3Fe%23f%25g%20h~%C3%A9@[2001:db8::1]:5432/pool_crm_1?sslmode=verify-full"
-        );
-        // This library checks certificates whatever the mode, and knows no `verify-full`.
-        let input = TenantInput { sslmode: "require", ..input("db.example.com", "p@s/s") };
-        let config: tokio_postgres::Config = uri(&input).parse().expect("a URI");
-        assert_eq!(config.get_password(), Some("p@s/s".as_bytes()));
-    }
-
-    #[test]
-    fn the_secret_has_the_keys_that_stay_and_prints_nothing() {
-        let secret = pooled_secret(&input("db", "secret-word"));
-        let keys: Vec<_> = secret.body["data"].as_object().expect("data").keys().map(String::as_str).collect();
-        let mut expected = [
-            "type", "provider", "host", "port", "database", "schema", "username", "password", "sslmode", "uri",
-            "ca.crt",
-        ];
-        expected.sort_unstable();
-        assert_eq!(keys, expected);
-        assert_eq!(format!("{secret:?}"), "Secret pool-crm-1/acme-database");
-        assert_eq!(secret.body["metadata"]["annotations"][ANNOTATION_HOSTS], "");
-    }
+fn name_of(metadata: &ObjectMeta) -> &str {
+    metadata.name.as_deref().unwrap_or_default()
 }

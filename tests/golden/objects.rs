@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tenantry::{
     api::{Application, Route},
     desired::{
-        Kind, Object, RouteInput, RouteState, TenantInput, availability, naming, pool_capacity, pooled_secret, route,
-        route_accepted,
+        Kind, Object, RouteInput, RouteState, SecretInput, availability, naming, pool_capacity, route, route_accepted,
+        tenant_secret,
     },
 };
 
@@ -25,8 +25,8 @@ fn tenant_route(application: &Application, hosts: &[String]) -> Option<Object> {
     route(&RouteInput { tenant: "acme", pool: Some("crm-1"), namespace: "pool-crm-1", application, hosts })
 }
 
-fn tenant_secret() -> Object {
-    pooled_secret(&TenantInput {
+fn credentials() -> Object {
+    tenant_secret(&SecretInput {
         tenant: "acme",
         pool: Some("crm-1"),
         application: "crm",
@@ -45,7 +45,7 @@ fn tenant_secret() -> Object {
 
 /// What a pooled tenant comes to.
 pub fn tenant_objects() -> Vec<Object> {
-    [tenant_secret()].into_iter().chain(tenant_route(&application(), &hosts())).collect()
+    [credentials()].into_iter().chain(tenant_route(&application(), &hosts())).collect()
 }
 
 fn ingress_application() -> Application {

@@ -1,9 +1,11 @@
 //! A Tenant's status.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::{Case, place::Place};
 use crate::{
     api::{
-        ConditionType, SecretReference, Tenant, TenantDatabase, TenantStatus, Verdict, keep_conditions,
+        ConditionType, SecretReference, Tenant, TenantConflict, TenantDatabase, TenantStatus, Verdict, keep_conditions,
         merge_conditions,
     },
     cluster::Result,
@@ -12,13 +14,16 @@ use crate::{
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
-const CONCERNS: [ConditionType; 6] = [
+const CONCERNS: [ConditionType; 9] = [
     ConditionType::Placed,
+    ConditionType::NamespaceReady,
     ConditionType::DatabaseReady,
     ConditionType::CredentialsReady,
     ConditionType::Migrated,
     ConditionType::WorkloadReady,
     ConditionType::RouteReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::RolledOut,
 ];
 
 /// A Tenant's status as a reconcile makes it.
@@ -55,7 +60,8 @@ impl<'a> Report<'a> {
     /// The place, which is written before anything is made there.
     pub(super) fn set_place(&mut self, case: &Case<'_>, place: &Place) {
         self.new.id = Some(place.id.to_string());
-        self.new.pool = Some(place.pool.clone());
+        self.new.tier = Some(place.tier);
+        self.new.pool.clone_from(&place.pool);
         self.new.namespace = Some(place.namespace.clone());
         let rotated = self.new.database.take().and_then(|database| database.rotated);
         self.new.database = Some(TenantDatabase {
@@ -68,6 +74,29 @@ impl<'a> Report<'a> {
             }),
             rotated,
         });
+    }
+
+    /// The tenant is nowhere: it is placed anew.
+    pub(super) fn clear_place(&mut self) {
+        self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
+        let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
+        self.new.conditions.retain(|condition| !of_place(&condition.type_));
+    }
+
+    /// Data of an earlier Tenant of this name, about which nobody has decided. What was known
+    /// before keeps the time since when.
+    pub(super) fn set_conflict(&mut self, conflict: TenantConflict) {
+        let known = self.old.conflict.as_ref().filter(|old| {
+            (&old.server, &old.database, &old.uid) == (&conflict.server, &conflict.database, &conflict.uid)
+        });
+        let since = known.map_or_else(|| whole_seconds(&conflict.since), |old| old.since.clone());
+        let drop_after = conflict.drop_after.as_ref().map(whole_seconds);
+        self.new.conflict = Some(TenantConflict { since, drop_after, ..conflict });
+    }
+
+    /// No such data is in the way, as far as is known.
+    pub(super) fn clear_conflict(&mut self) {
+        self.new.conflict = None;
     }
 
     /// The value of annotation `tenantry.io/rotate` that was honoured last.
@@ -91,6 +120,22 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// The Tenant has no place any more.
+    pub(super) fn clear_place(&mut self) {
+        self.new.pool = None;
+        self.new.namespace = None;
+        self.new.database = None;
+    }
+
+    /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
+    /// that has nothing any more.
+    pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
+        self.new.observed_generation = self.tenant.metadata.generation;
+        self.new.conditions =
+            merge_conditions(&self.old.conditions, &self.verdicts, self.tenant.metadata.generation, now());
+        self.write_new().await
+    }
+
     /// Writes the place alone: the conditions follow.
     pub(super) async fn write_place(&mut self) -> Result<bool> {
         self.write_new().await
@@ -100,4 +145,9 @@ impl<'a> Report<'a> {
         let statuses = &self.world.statuses.tenants;
         statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
     }
+}
+
+/// A time as the API server keeps it; with more, it would differ from what is read back.
+fn whole_seconds(time: &Time) -> Time {
+    Time(time.0.round(jiff::Unit::Second).unwrap_or(time.0))
 }

@@ -1,4 +1,8 @@
-//! Which pool a new tenant goes to.
+//! Where a new tenant goes: to which pool, or to which database of which server.
+
+mod database;
+
+pub use database::{DatabaseChoice, DatabaseView, choose_bridge, choose_dedicated};
 
 use std::collections::BTreeSet;
 
@@ -38,11 +42,13 @@ pub struct ServerView {
     pub max_databases: u32,
     /// How many tenants fit into one of its databases.
     pub schemas_per_database: u32,
+    /// Whether it is reserved for the tenant that is to be placed, and so for no other.
+    pub reserved: bool,
     /// Why nothing new can be placed here now, such as `is not Ready`; nothing when it can.
     pub refuses: Option<String>,
 }
 
-/// Where a tenant goes.
+/// Where a pooled tenant goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
     /// Into a pool that is there.
@@ -64,7 +70,7 @@ pub enum Choice {
     },
 }
 
-/// Where a new tenant of an application goes: the fullest pool that still has room, or else
+/// Where a new pooled tenant of an application goes: the fullest pool that still has room, or else
 /// a new pool on the first server that has room for its database.
 ///
 /// `servers` stand in the order in which the Application lists them; `pools` are all pools
@@ -146,7 +152,14 @@ mod tests {
     }
 
     fn server(name: &str, databases: u32, max_databases: u32) -> ServerView {
-        ServerView { name: name.into(), databases, max_databases, schemas_per_database: 1_000, refuses: None }
+        ServerView {
+            name: name.into(),
+            databases,
+            max_databases,
+            schemas_per_database: 1_000,
+            reserved: false,
+            refuses: None,
+        }
     }
 
     #[test]
