@@ -76,7 +76,7 @@ impl<'a> Report<'a> {
         });
     }
 
-    /// The tenant is nowhere: it is placed anew.
+    /// The tenant is nowhere: it is placed anew, or let go.
     pub(super) fn clear_place(&mut self) {
         self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
         let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
@@ -118,13 +118,6 @@ impl<'a> Report<'a> {
         self.new.conditions = merge_conditions(old, &self.verdicts, self.tenant.metadata.generation, now());
         keep_conditions(&mut self.new.conditions, old, &CONCERNS);
         self.write_new().await
-    }
-
-    /// The Tenant has no place any more.
-    pub(super) fn clear_place(&mut self) {
-        self.new.pool = None;
-        self.new.namespace = None;
-        self.new.database = None;
     }
 
     /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
