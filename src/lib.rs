@@ -3,10 +3,11 @@
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
 //! what stands before it in the line api and term, desired, cluster and database, controller and
-//! agent and web; a test holds them to it.
+//! agent and web, cli; a test holds them to it.
 
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod controller;
 pub mod crds;

@@ -1,11 +1,15 @@
 //! The `tenantry` program: one binary, one subcommand for each of its parts.
 
-use std::io::{IsTerminal as _, stderr};
+use std::{
+    env,
+    io::{IsTerminal as _, stderr},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
-use tenantry::{agent, controller, crds, web::Web};
+use tenantry::{agent, cli, controller, crds, web::Web};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -40,19 +44,26 @@ enum Command {
     Agent(agent::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
     Crds(crds::Args),
+    #[command(flatten)]
+    User(cli::Command),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    if cli::is_plugin(env::args_os().next().as_deref()) {
+        return Ok(cli::plugin());
+    }
     let cli = Cli::parse();
     start_log(&cli)?;
     match cli.command {
-        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args)),
+        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args))?,
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            Ok(runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?)
+            runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;
         }
-        Command::Crds(args) => Ok(crds::run(&args)?),
+        Command::Crds(args) => crds::run(&args)?,
+        Command::User(command) => return Ok(cli::run(command)),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn start_log(cli: &Cli) -> anyhow::Result<()> {

@@ -37,7 +37,7 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
     }
     add_finalizer(world.cluster.client(), &*application).await?;
     let mut concerns = Concerns::default();
-    let faults = application_faults(&application, &*world);
+    let faults = application_faults(&application, &world.settings, &*world);
     if let Some(fault) = faults.first() {
         concerns.fails(ConditionType::WorkloadReady, Failure::permanent(fault.reason, join_faults(&faults)));
     }

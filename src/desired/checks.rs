@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::tz::TimeZone;
 
 use super::{Catalog, Fault, limits::plan_limits, naming};
-use crate::api::{Accepts, Application, DatabaseServer, Meter, MeterSource, Plan, Tenant, Tier};
+use crate::api::{Accepts, Application, DatabaseServer, Meter, MeterSource, Placement, Plan, Tenant, Tier};
 
 /// The tier is one that the plan allows and the application has a database for.
 pub(super) fn tier(tenant: &Tenant, plan: &Plan, application: &Application, tier: Tier) -> Vec<Fault> {
@@ -194,6 +194,12 @@ pub(super) fn servers(tenant: &str, application: &Application, tier: Tier, catal
         return vec![Fault::new("NoServerForTier", path, message)];
     }
     unknown
+}
+
+/// What a dedicated tenant has for itself; nothing for the other tiers.
+pub(super) fn placement(application: &Application, tier: Tier) -> Option<Placement> {
+    let choice = application.spec.database.get(tier).filter(|_| tier == Tier::Dedicated)?;
+    Some(choice.placement.unwrap_or(Placement::Database))
 }
 
 pub(super) fn unknown_server(path: &str, name: &str) -> Fault {

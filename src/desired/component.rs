@@ -20,20 +20,28 @@ use k8s_openapi::{
 
 use super::{
     Fault, Kind, Object,
+    fit::{self, Bounds},
     naming::{self, Owner},
     pod,
+    quota::Footprint,
     sidecar::Sidecar,
     template,
     tuning::{Scale, Tuning},
 };
 use crate::api::{Component, Quantities, Tier};
 
+/// How many more pods a rollout makes before it takes old ones away, in percent of the
+/// replicas, rounded up.
+pub(super) const SURGE_PERCENT: u64 = 25;
+/// How many ReplicaSets of earlier rollouts a Deployment keeps.
+pub(super) const REVISION_HISTORY: i32 = 3;
+
 /// One component in one namespace.
 #[derive(Clone)]
 pub(super) struct Workload<'a> {
     pub component: &'a Component,
     /// The field of the component, such as `spec.components[0]`.
-    pub path: &'a str,
+    pub path: String,
     pub tier: Tier,
     pub application: &'a str,
     pub owner: Owner<'a>,
@@ -46,8 +54,10 @@ pub(super) struct Workload<'a> {
     pub suspended: bool,
     /// How long a rollout may take, in seconds.
     pub deadline_seconds: Option<i32>,
-    /// The quota of the namespace.
+    /// The quota of a pool's namespace, under which the templates themselves must name amounts.
     pub quota: Option<&'a Quantities>,
+    /// What a tenant's namespace demands of each container.
+    pub bounds: Bounds<'a>,
     /// The replicas to hold while an autoscaler has not set any yet.
     pub held_replicas: Option<i32>,
 }
@@ -72,6 +82,10 @@ pub(super) struct WorkloadObjects {
     pub service: Option<Object>,
     pub autoscaler: Option<Object>,
     pub disruption_budget: Option<Object>,
+    /// What its pods need.
+    pub footprint: Footprint,
+    /// What keeps its pods from being made in this namespace.
+    pub unfit: Vec<Fault>,
 }
 
 /// What is wrong with a component that runs under a quota.
@@ -122,14 +136,8 @@ fn quota_faults(path: &str, spec: &PodSpec, quota: Option<&Quantities>) -> Vec<F
     }
     let mut faults = Vec::new();
     for name in quota.into_iter().flat_map(|quota| quota.0.keys()) {
-        let (request, resource) = match name.as_str() {
-            "cpu" | "requests.cpu" => (true, "cpu"),
-            "memory" | "requests.memory" => (true, "memory"),
-            "limits.cpu" => (false, "cpu"),
-            "limits.memory" => (false, "memory"),
-            _ => continue,
-        };
-        let field = if request { "requests" } else { "limits" };
+        let Some((field, resource)) = fit::demanded(name) else { continue };
+        let request = field == "requests";
         for (path, _) in template::containers(path, spec).filter(|(_, it)| !names_amount(it, request, resource)) {
             let message = format!(
                 "the quota has {name}, so that each container must say how much: add resources.{field}.{resource}"
@@ -141,11 +149,15 @@ fn quota_faults(path: &str, spec: &PodSpec, quota: Option<&Quantities>) -> Vec<F
 }
 
 impl Workload<'_> {
-    /// The objects of the component.
+    /// The objects of the component, or everything that is wrong with its template.
     pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
-        let mut template = decode(self.path, self.component, self.quota)?;
+        let mut template = decode(&self.path, self.component, self.quota)?;
         self.tuning.apply(&self.component.name, template.spec.get_or_insert_default());
+        let template = pod::complete(self, template);
+        let spec = template.spec.clone().unwrap_or_default();
         Ok(WorkloadObjects {
+            footprint: Footprint::of(&self.component.name, self.scale(), &spec, self.bounds.range),
+            unfit: fit::faults(&self.component.name, &spec, self.bounds),
             deployment: self.deployment(template),
             service: self.component.port.map(|port| self.service(port)),
             autoscaler: self.autoscaler(),
@@ -202,18 +214,18 @@ impl Workload<'_> {
             spec: Some(DeploymentSpec {
                 replicas,
                 selector: self.label_selector(),
-                template: pod::complete(self, template),
+                template,
                 // A new pod must be available before an old one goes, so that a rollout is
                 // never an outage, also with a single replica.
                 strategy: Some(DeploymentStrategy {
                     type_: Some("RollingUpdate".to_owned()),
                     rolling_update: Some(RollingUpdateDeployment {
-                        max_surge: Some(IntOrString::String("25%".to_owned())),
+                        max_surge: Some(IntOrString::String(format!("{SURGE_PERCENT}%"))),
                         max_unavailable: Some(IntOrString::Int(0)),
                     }),
                 }),
                 progress_deadline_seconds: self.deadline_seconds,
-                revision_history_limit: Some(3),
+                revision_history_limit: Some(REVISION_HISTORY),
                 ..DeploymentSpec::default()
             }),
             status: None,

@@ -5,11 +5,14 @@ use super::{
     component::component_faults,
     naming::{RESERVED_PREFIX, SECRET_SUFFIX},
     peers, pool,
+    settings::Settings,
+    validate,
 };
 use crate::api::{Application, DatabaseServer, Pool, Tier};
 
-/// What is wrong with an Application: templates, network peers, shared objects, servers.
-pub fn application_faults(application: &Application, catalog: &impl Catalog) -> Vec<Fault> {
+/// What is wrong with an Application: templates, network peers, shared objects, servers, and
+/// a quota in which no pool fits.
+pub fn application_faults(application: &Application, settings: &Settings, catalog: &impl Catalog) -> Vec<Fault> {
     let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let components = application.spec.components.iter().enumerate();
     let mut faults: Vec<Fault> = components
@@ -18,6 +21,11 @@ pub fn application_faults(application: &Application, catalog: &impl Catalog) -> 
     faults.extend(peer_faults(application));
     faults.extend(shared_faults(application));
     faults.extend(server_list_faults(application, catalog));
+    // With as few tenants as the smallest of the servers makes it: any pool needs that much.
+    let names = application.spec.database.pooled.iter().flat_map(|choice| &choice.servers);
+    let schemas = names.filter_map(|name| catalog.server(name)).map(|server| pool::schemas_per_database(&server)).min();
+    let capacity = validate::application_max_tenants(application).min(schemas.unwrap_or(u32::MAX));
+    faults.extend(pool::quota_faults(application, settings, capacity));
     faults
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         core::v1::{
-            ConfigMap, LimitRange, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec, ServiceAccount,
+            ConfigMap, LimitRange, LimitRangeItem, LimitRangeSpec, Namespace, ResourceQuota, ResourceQuotaSpec,
+            ServiceAccount,
         },
         rbac::v1::{RoleBinding, RoleRef, Subject},
     },
@@ -13,8 +14,8 @@ use k8s_openapi::{
 };
 use serde_json::json;
 
-use super::{Kind, Object, limit_range, naming, quantity, settings::Settings, shared::SharedContent};
-use crate::api::{LimitRangeSettings, OwnerKind, Quantities};
+use super::{Kind, Object, naming, quantity, settings::Settings, shared::SharedContent};
+use crate::api::{OwnerKind, Quantities};
 
 /// The version of Pod Security that is enforced: the one that templates are checked against
 /// here. With `latest`, an upgrade of the cluster could refuse pods that have run for years;
@@ -133,12 +134,11 @@ impl Scope<'_> {
         Some(Object::typed(Kind::ResourceQuota, &quota))
     }
 
-    /// What a container may use, and gets where it says nothing; none without settings.
-    pub(super) fn limit_range(&self, settings: Option<&LimitRangeSettings>) -> Option<Object> {
-        let item = limit_range::item(settings?)?;
+    /// What a container may use, and gets where it says nothing.
+    pub(super) fn limit_range(&self, item: LimitRangeItem) -> Object {
         let range =
             LimitRange { metadata: self.metadata(naming::QUOTA), spec: Some(LimitRangeSpec { limits: vec![item] }) };
-        Some(Object::typed(Kind::LimitRange, &range))
+        Object::typed(Kind::LimitRange, &range)
     }
 
     /// A copy of a shared Secret or ConfigMap.

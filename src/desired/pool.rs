@@ -3,19 +3,23 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
-    Fault, Object,
+    Fault, Kind, Object,
     component::{Files, Workload},
     faults,
+    fit::Bounds,
     namespace::Scope,
     naming::{self, Owner},
     network::{self, Network},
+    quota::{self, Counts, Footprint},
+    route::route_kind,
     settings::Settings,
     shared::{SharedContent, shared_objects},
     sidecar::Sidecar,
     tuning::Tuning,
     validate,
+    workloads::Workloads,
 };
-use crate::api::{Application, DatabaseServer, Pool, Tier};
+use crate::api::{Application, DatabaseServer, Pool, Quantities, Tier};
 
 /// What a pool's objects are made from.
 #[derive(Clone, Copy)]
@@ -130,36 +134,10 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
     let server_name = server.metadata.name.as_deref().unwrap_or_default();
     faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
     let shared = shared_objects(scope, application, input.shared, &mut faults);
-    let quota = application.spec.pools.as_ref().and_then(|pools| pools.quota.as_ref());
     let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
 
-    let (mut services, mut disruption_budgets) = (Vec::new(), Vec::new());
-    let (mut autoscalers, mut deployments) = (Vec::new(), Vec::new());
-    for (index, component) in application.spec.components.iter().enumerate() {
-        let workload = Workload {
-            component,
-            path: &format!("spec.components[{index}]"),
-            tier: Tier::Pooled,
-            application: application_name,
-            owner,
-            namespace: &namespace,
-            files: Files::Agent(sidecar),
-            tuning: Tuning::default(),
-            suspended: false,
-            deadline_seconds: faults::rollout_seconds(application),
-            quota,
-            held_replicas: input.held_replicas.get(&component.name).copied(),
-        };
-        match workload.objects() {
-            Ok(objects) => {
-                services.extend(objects.service);
-                disruption_budgets.extend(objects.disruption_budget);
-                autoscalers.extend(objects.autoscaler);
-                deployments.push(objects.deployment);
-            }
-            Err(found) => faults.extend(found),
-        }
-    }
+    let parts = parts(application, owner, &namespace, sidecar, input.held_replicas);
+    let workloads = parts.map_err(|found| faults.extend(found)).unwrap_or_default();
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -171,17 +149,73 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         server,
         api_server: input.api_server,
     };
-    Ok(PoolObjects {
+    let Workloads { services, disruption_budgets, autoscalers, deployments, footprints, unfit } = workloads;
+    let objects = PoolObjects {
         namespace: scope.namespace(),
         operator_binding: scope.operator_binding(settings),
         agent: scope.agent(),
         shared,
-        quota: scope.quota(quota),
+        quota: scope.quota(pool_quota(application)),
         network_policies: network.policies(),
         services,
         disruption_budgets,
         autoscalers,
         deployments,
         network_declared: network::declared(application, server),
-    })
+    };
+    let counts = Counts::of(objects.clone().into_ordered().iter());
+    let room = room_faults(application, &footprints, counts, sidecar.capacity);
+    let faults = [unfit, room].concat();
+    if faults.is_empty() { Ok(objects) } else { Err(faults) }
+}
+
+/// The components of a pool, or everything that is wrong with their templates.
+fn parts(
+    application: &Application,
+    owner: Owner<'_>,
+    namespace: &str,
+    sidecar: Sidecar<'_>,
+    held_replicas: &BTreeMap<String, i32>,
+) -> Result<Workloads, Vec<Fault>> {
+    let workload = |(index, component): (usize, _)| Workload {
+        component,
+        path: format!("spec.components[{index}]"),
+        tier: Tier::Pooled,
+        application: application.metadata.name.as_deref().unwrap_or_default(),
+        owner,
+        namespace,
+        files: Files::Agent(sidecar),
+        tuning: Tuning::default(),
+        suspended: false,
+        deadline_seconds: faults::rollout_seconds(application),
+        quota: pool_quota(application),
+        bounds: Bounds::default(),
+        held_replicas: held_replicas.get(&component.name).copied(),
+    };
+    Workloads::of(application.spec.components.iter().enumerate().map(workload))
+}
+
+fn pool_quota(application: &Application) -> Option<&Quantities> {
+    application.spec.pools.as_ref()?.quota.as_ref()
+}
+
+/// A quota that is too small for a pool with as many tenants as it takes.
+fn room_faults(application: &Application, footprints: &[Footprint], mut counts: Counts, capacity: u32) -> Vec<Fault> {
+    counts.add(Kind::Secret, u64::from(capacity));
+    if let Some(route) = &application.spec.route {
+        counts.add(route_kind(route), u64::from(capacity));
+    }
+    let advice = "or lower replicas, requests or pools.maxTenants";
+    quota::shortfalls("spec.pools.quota", pool_quota(application), footprints, &counts, advice)
+}
+
+/// A quota that is too small for any pool of an Application that takes `capacity` tenants.
+/// The templates' own faults are told elsewhere.
+pub(super) fn quota_faults(application: &Application, settings: &Settings, capacity: u32) -> Vec<Fault> {
+    let held = BTreeMap::new();
+    let sidecar = Sidecar { settings, capacity };
+    let Ok(workloads) = parts(application, Owner::Pool(""), "", sidecar, &held) else { return Vec::new() };
+    let counts = Counts::of(workloads.objects());
+    let faults = room_faults(application, &workloads.footprints, counts, capacity);
+    [quota::name_faults("spec.pools.quota", pool_quota(application)), faults].concat()
 }

@@ -22,9 +22,24 @@ enum Form {
     Binary,
 }
 
+/// A number as it was written: `mantissa` times ten to the power of `exponent`, which is not
+/// below that of one nano.
+struct Number {
+    mantissa: i128,
+    exponent: i32,
+    form: Form,
+}
+
 /// A quantity in Kubernetes' canonical form: no fraction, and the largest suffix with which
 /// nothing is lost (`0.5` is `500m`, `1024Mi` is `1Gi`). Nothing when it isn't a quantity.
 pub(super) fn canonical(text: &str) -> Option<String> {
+    let (negative, number) = parse(text)?;
+    let sign = if negative && number.mantissa != 0 { "-" } else { "" };
+    Some(format!("{sign}{}", write(number.mantissa, number.exponent, number.form)?))
+}
+
+/// Whether it is negative, and the number without its sign.
+fn parse(text: &str) -> Option<(bool, Number)> {
     let (negative, unsigned) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -39,8 +54,83 @@ pub(super) fn canonical(text: &str) -> Option<String> {
     let mut exponent = -i32::try_from(fraction.len()).ok()?;
     let form = suffix_form(suffix, &mut mantissa, &mut exponent)?;
     let (mantissa, exponent) = round_up(mantissa, exponent)?;
-    let sign = if negative && mantissa != 0 { "-" } else { "" };
-    Some(format!("{sign}{}", write(mantissa, exponent, form)?))
+    Some((negative, Number { mantissa, exponent, form }))
+}
+
+/// An amount of 0 or more that is added and compared exactly: a whole number of nano-units.
+/// What is beyond all that Kubernetes counts stays at the greatest amount.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Amount {
+    nanos: i128,
+    /// Whether it is written with powers of 1024.
+    binary: bool,
+}
+
+impl Amount {
+    /// No amount.
+    pub(super) const ZERO: Self = Self { nanos: 0, binary: false };
+
+    /// A quantity as an amount; nothing when it isn't one, or is negative.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (negative, Number { mantissa, exponent, form }) = parse(text)?;
+        let power = u32::try_from(exponent - SMALLEST).ok()?;
+        let nanos = 10_i128.checked_pow(power).and_then(|factor| mantissa.checked_mul(factor)).unwrap_or(i128::MAX);
+        (!negative || mantissa == 0).then_some(Self { nanos, binary: form == Form::Binary })
+    }
+
+    /// A number of things.
+    pub(super) fn whole(number: u64) -> Self {
+        Self { nanos: i128::from(number).saturating_mul(NANOS), binary: false }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_add(other.nanos), binary: self.binary || other.binary }
+    }
+
+    /// So many times the amount.
+    #[must_use]
+    pub(super) fn times(self, number: u64) -> Self {
+        Self { nanos: self.nanos.saturating_mul(i128::from(number)), ..self }
+    }
+
+    /// Whether it has no fraction.
+    pub(super) fn is_whole(self) -> bool {
+        self.nanos % NANOS == 0
+    }
+}
+
+const NANOS: i128 = 1_000_000_000;
+
+/// `1Gi` is `1073741824`.
+impl PartialEq for Amount {
+    fn eq(&self, other: &Self) -> bool {
+        self.nanos == other.nanos
+    }
+}
+
+impl Eq for Amount {}
+
+impl Ord for Amount {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.nanos.cmp(&other.nanos)
+    }
+}
+
+impl PartialOrd for Amount {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// In Kubernetes' canonical form.
+impl std::fmt::Display for Amount {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let form = if self.binary { Form::Binary } else { Form::Decimal };
+        let written = round_up(self.nanos, SMALLEST).and_then(|(mantissa, exponent)| write(mantissa, exponent, form));
+        formatter.write_str(&written.unwrap_or_else(|| "more than can be counted".to_owned()))
+    }
 }
 
 /// Reads the suffix into mantissa and (decimal) exponent.
@@ -212,6 +302,26 @@ mod tests {
         for bad in ["", "x", "1 Gi", "1GiB", "1.2.3", "-", "1e", "Mi", "0x10"] {
             assert_eq!(canonical(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn amounts_are_added_exactly_and_written_canonically() {
+        let amount = |text: &str| Amount::parse(text).expect("an amount");
+        let sum = |texts: &[&str]| texts.iter().fold(Amount::ZERO, |sum, text| sum.plus(amount(text)));
+        assert_eq!(sum(&["100m", "0.2", "1"]).to_string(), "1300m");
+        assert_eq!(sum(&["0.1"; 10]).to_string(), "1");
+        assert_eq!(sum(&["512Mi", "1.5Gi"]).to_string(), "2Gi");
+        assert_eq!(sum(&["1Gi", "1M"]).to_string(), "1074741824");
+        assert_eq!(amount("333m").times(3).to_string(), "999m");
+        assert_eq!(amount("1n").times(1_000_000_000), Amount::whole(1));
+        assert_eq!(amount("1Gi"), amount("1073741824"));
+        assert!(amount("1G") < amount("1Gi"));
+        assert!(amount("1e3").is_whole() && !amount("1.5").is_whole());
+        assert_eq!(amount("0").to_string(), "0");
+        assert!(Amount::parse("-1").is_none() && Amount::parse("-0") == Some(Amount::ZERO));
+        // 1000 replicas of the greatest amount that has a suffix.
+        assert_eq!(amount("8Ei").times(1_000).to_string(), "8000Ei");
+        assert!(amount("9e30") > amount("8Ei").times(1_000));
     }
 
     #[test]

@@ -3,16 +3,23 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
 use super::{
-    Fault, Object,
+    Fault, Kind, Object,
     component::{Files, Workload},
     faults,
+    fit::Bounds,
+    limit_range,
     namespace::Scope,
     naming::{self, Owner},
     network::{self, Network},
+    quota::{self, Counts},
+    route::route_kind,
     settings::Settings,
     shared::{SharedContent, shared_objects},
     tuning::Tuning,
+    workloads::Workloads,
 };
 use crate::api::{Application, DatabaseServer, Plan, Tenant, Tier};
 
@@ -112,75 +119,186 @@ impl TenantObjects {
     }
 }
 
-/// The objects of a tenant of tier bridge or dedicated, whose spec [`effective`](super::effective)
-/// found to be without fault.
+/// The objects of a tenant of tier bridge or dedicated.
 ///
 /// # Errors
 /// The faults of the Application's templates and network peers and of the server's peers,
-/// shared objects that are not there, and a quota or LimitRange that the pods don't fit in.
+/// shared objects that are not there, and a quota or LimitRange of the Plan in which the pods
+/// don't fit ([`effective`](super::effective) tells that before anything is placed).
 pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> Result<TenantObjects, Vec<Fault>> {
     let TenantObjectsInput { tenant, plan, application, server, settings, .. } = *input;
-    let tenant_name = tenant.metadata.name.as_deref().unwrap_or_default();
-    let application_name = application.metadata.name.as_deref().unwrap_or_default();
-    let namespace = naming::tenant_namespace(tenant_name);
-    let owner = Owner::Tenant { name: tenant_name, pool: None };
-    let labels = naming::labels(application_name, owner);
-    let scope = Scope { namespace: &namespace, labels: &labels };
-
+    let case = Case {
+        tenant,
+        plan,
+        application,
+        tier: input.tier,
+        hosts: input.hosts,
+        suspended: input.suspended,
+        held_replicas: input.held_replicas,
+    };
+    let frame = Frame::of(tenant, application);
+    let scope = frame.scope();
     let mut faults = faults::peer_faults(application);
     faults.extend(faults::shared_faults(application));
-    let server_name = server.metadata.name.as_deref().unwrap_or_default();
-    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
     let shared = shared_objects(scope, application, input.shared, &mut faults);
-
-    let (mut services, mut disruption_budgets) = (Vec::new(), Vec::new());
-    let (mut autoscalers, mut deployments) = (Vec::new(), Vec::new());
-    for (index, component) in application.spec.components.iter().enumerate() {
-        let workload = Workload {
-            component,
-            path: &format!("spec.components[{index}]"),
-            tier: input.tier,
-            application: application_name,
-            owner,
-            namespace: &namespace,
-            files: Files::Mounted { tenant: tenant_name, hosts: input.hosts },
-            tuning: Tuning::of(&component.name, plan, tenant),
-            suspended: input.suspended,
-            deadline_seconds: faults::rollout_seconds(application),
-            quota: None,
-            held_replicas: input.held_replicas.get(&component.name).copied(),
-        };
-        match workload.objects() {
-            Ok(objects) => {
-                services.extend(objects.service);
-                disruption_budgets.extend(objects.disruption_budget);
-                autoscalers.extend(objects.autoscaler);
-                deployments.push(objects.deployment);
-            }
-            Err(found) => {
-                faults.extend(found.into_iter().map(|fault| fault.within("Application", application_name)));
-            }
-        }
+    let within_application = |fault: Fault| fault.within("Application", name_of(&application.metadata));
+    let mut faults: Vec<Fault> = faults.into_iter().map(within_application).collect();
+    let server_name = name_of(&server.metadata);
+    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
+    let body = case.body(&frame, server).map_err(|found| faults.extend(found));
+    let (Ok(body), true) = (body, faults.is_empty()) else { return Err(faults) };
+    let unfit = case.room_faults(&body);
+    if !unfit.is_empty() {
+        return Err(unfit);
     }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    let network =
-        Network { namespace: &namespace, labels: &labels, instance: tenant_name, application, server, api_server: &[] };
     Ok(TenantObjects {
         namespace: scope.namespace(),
         operator_binding: scope.operator_binding(settings),
-        owners: scope.owners(tenant.spec.owners.as_deref().unwrap_or_default()),
-        quota: scope.quota(plan.spec.quota.as_ref()),
-        limit_range: scope.limit_range(plan.spec.limit_range.as_ref()),
-        service_account: scope.service_account(),
-        facts: scope.facts(&tenant.spec.plan, input.hosts),
+        owners: body.owners,
+        quota: body.quota,
+        limit_range: body.limit_range,
+        service_account: body.service_account,
+        facts: body.facts,
         shared,
-        network_policies: network.policies(),
-        services,
-        disruption_budgets,
-        autoscalers,
-        deployments,
+        network_policies: body.network_policies,
+        services: body.workloads.services,
+        disruption_budgets: body.workloads.disruption_budgets,
+        autoscalers: body.workloads.autoscalers,
+        deployments: body.workloads.deployments,
         network_declared: network::declared(application, server),
     })
+}
+
+/// What keeps a tenant's pods and objects from fitting into its Plan. The templates' own
+/// faults are the Application's, and told there.
+pub(super) fn room_faults(
+    tenant: &Tenant,
+    plan: &Plan,
+    application: &Application,
+    tier: Tier,
+    server: &DatabaseServer,
+) -> Vec<Fault> {
+    let held_replicas = BTreeMap::new();
+    let case = Case { tenant, plan, application, tier, hosts: &[], suspended: false, held_replicas: &held_replicas };
+    let frame = Frame::of(tenant, application);
+    case.body(&frame, server).map(|body| case.room_faults(&body)).unwrap_or_default()
+}
+
+/// The names that everything of a tenant has.
+struct Frame<'a> {
+    tenant: &'a str,
+    namespace: String,
+    labels: BTreeMap<String, String>,
+}
+
+impl<'a> Frame<'a> {
+    fn of(tenant: &'a Tenant, application: &Application) -> Self {
+        let tenant = name_of(&tenant.metadata);
+        let owner = Owner::Tenant { name: tenant, pool: None };
+        let labels = naming::labels(name_of(&application.metadata), owner);
+        Self { tenant, namespace: naming::tenant_namespace(tenant), labels }
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        Scope { namespace: &self.namespace, labels: &self.labels }
+    }
+}
+
+/// What decides how much a tenant needs.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    tenant: &'a Tenant,
+    plan: &'a Plan,
+    application: &'a Application,
+    tier: Tier,
+    hosts: &'a [String],
+    suspended: bool,
+    held_replicas: &'a BTreeMap<String, i32>,
+}
+
+/// Everything of a tenant that is made from its case alone.
+struct Body {
+    owners: Option<Object>,
+    quota: Option<Object>,
+    limit_range: Option<Object>,
+    service_account: Object,
+    facts: Object,
+    network_policies: Vec<Object>,
+    workloads: Workloads,
+}
+
+impl Body {
+    fn objects(&self) -> impl Iterator<Item = &Object> {
+        let Self { owners, quota, limit_range, service_account, facts, network_policies, workloads } = self;
+        let optional = owners.iter().chain(quota).chain(limit_range);
+        optional.chain([service_account, facts]).chain(network_policies).chain(workloads.objects())
+    }
+}
+
+impl Case<'_> {
+    /// The objects, or everything that is wrong with the templates.
+    fn body(&self, frame: &Frame<'_>, server: &DatabaseServer) -> Result<Body, Vec<Fault>> {
+        let Self { tenant, plan, application, hosts, .. } = *self;
+        let (scope, tenant_name) = (frame.scope(), frame.tenant);
+        let range = plan.spec.limit_range.as_ref().and_then(limit_range::item);
+        let bounds = Bounds { quota: plan.spec.quota.as_ref(), range: range.as_ref(), plan: name_of(&plan.metadata) };
+        let components = application.spec.components.iter().enumerate().map(|(index, component)| Workload {
+            component,
+            path: format!("spec.components[{index}]"),
+            tier: self.tier,
+            application: name_of(&application.metadata),
+            owner: Owner::Tenant { name: tenant_name, pool: None },
+            namespace: &frame.namespace,
+            files: Files::Mounted { tenant: tenant_name, hosts },
+            tuning: Tuning::of(&component.name, plan, tenant),
+            suspended: self.suspended,
+            deadline_seconds: faults::rollout_seconds(application),
+            quota: None,
+            bounds,
+            held_replicas: self.held_replicas.get(&component.name).copied(),
+        });
+        let within = |fault: Fault| fault.within("Application", name_of(&application.metadata));
+        let workloads =
+            Workloads::of(components).map_err(|faults| faults.into_iter().map(within).collect::<Vec<_>>())?;
+        let network = Network {
+            namespace: &frame.namespace,
+            labels: &frame.labels,
+            instance: tenant_name,
+            application,
+            server,
+            api_server: &[],
+        };
+        Ok(Body {
+            owners: scope.owners(tenant.spec.owners.as_deref().unwrap_or_default()),
+            quota: scope.quota(plan.spec.quota.as_ref()),
+            limit_range: range.map(|range| scope.limit_range(range)),
+            service_account: scope.service_account(),
+            facts: scope.facts(&tenant.spec.plan, hosts),
+            network_policies: network.policies(),
+            workloads,
+        })
+    }
+
+    /// What keeps the pods and objects from fitting into the Plan.
+    fn room_faults(&self, body: &Body) -> Vec<Fault> {
+        let mut counts = Counts::of(body.objects());
+        counts.add(Kind::RoleBinding, 1);
+        counts.add(Kind::Secret, 1);
+        let shared = self.application.spec.shared.as_ref();
+        let number = |names: Option<&Vec<String>>| names.map_or(0, |names| names.len() as u64);
+        counts.add(Kind::Secret, number(shared.and_then(|shared| shared.secrets.as_ref())));
+        counts.add(Kind::ConfigMap, number(shared.and_then(|shared| shared.config_maps.as_ref())));
+        if let Some(route) = &self.application.spec.route {
+            counts.add(route_kind(route), 1);
+        }
+        let path = format!("Plan {}: spec.quota", name_of(&self.plan.metadata));
+        let advice = "or lower replicas or requests";
+        let quota = self.plan.spec.quota.as_ref();
+        let faults = quota::shortfalls(&path, quota, &body.workloads.footprints, &counts, advice);
+        [body.workloads.unfit.clone(), faults].concat()
+    }
+}
+
+fn name_of(metadata: &ObjectMeta) -> &str {
+    metadata.name.as_deref().unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{
     Fault, checks,
     limits::{MeterLimit, plan_limits},
-    naming,
+    naming, own,
 };
 use crate::api::{Application, DatabaseServer, DeletionPolicy, Placement, Plan, Tenant, Tier};
 
@@ -60,7 +60,7 @@ pub struct Effective {
     pub database: DatabaseSettings,
     /// The servers that take this tenant, in the order in which they are filled.
     pub servers: Vec<String>,
-    /// What a dedicated tenant has for itself.
+    /// What a dedicated tenant has for itself; nothing for the other tiers.
     pub placement: Option<Placement>,
     /// How many tenants a new pool takes.
     pub max_tenants: u32,
@@ -102,6 +102,7 @@ pub fn effective(
         checks::hosts(tenant, application, catalog),
         checks::time_zone(tenant),
         checks::servers(name_of(tenant), application, tier, catalog),
+        own::faults(tenant, plan, application, tier, catalog),
     ]
     .concat();
     if faults.is_empty() { Ok(resolve(tenant, plan, application, tier, catalog)) } else { Err(faults) }
@@ -128,7 +129,6 @@ fn resolve(tenant: &Tenant, plan: &Plan, application: &Application, tier: Tier, 
     let start = billing.and_then(|billing| billing.start.as_ref()).or(created).map(|time| time.0);
     let route = application.spec.route.as_ref();
     let own_hosts = tenant.spec.hosts.as_deref().unwrap_or_default();
-    let choice = application.spec.database.get(tier);
     Effective {
         tenant: name.to_owned(),
         application: tenant.spec.application.clone(),
@@ -137,7 +137,7 @@ fn resolve(tenant: &Tenant, plan: &Plan, application: &Application, tier: Tier, 
         limits: plan_limits(plan),
         database: database_settings(plan),
         servers: checks::usable_servers(name, application, tier, catalog),
-        placement: choice.and_then(|choice| choice.placement),
+        placement: checks::placement(application, tier),
         max_tenants: application_max_tenants(application),
         retention: duration(plan.spec.retention.as_ref(), RETENTION),
         deletion_policy: tenant.spec.deletion_policy.unwrap_or_default(),

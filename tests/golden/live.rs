@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tenantry::desired::{Kind, Object, application_faults};
 
 use crate::{
-    fixtures::{application, application_with, build, server, shelf},
+    fixtures::{application, application_with, build, server, settings, shelf},
     objects,
     templates::pod_security_cases,
 };
@@ -98,7 +98,7 @@ async fn admitted(client: &Client, spec: &Value) -> Result<(), String> {
 fn completed(spec: &Value) -> Option<Value> {
     let component = json!({"name": "api", "template": {"spec": spec}});
     let application = application_with(component);
-    if !application_faults(&application, &shelf()).is_empty() {
+    if !application_faults(&application, &settings(), &shelf()).is_empty() {
         return None;
     }
     let objects = build(&application, &server(), &BTreeMap::new()).unwrap();

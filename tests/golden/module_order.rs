@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 9] = [
+const ORDER: [(&str, &[&str]); 10] = [
     ("api", &[]),
     ("term", &[]),
     ("crds", &["api"]),
@@ -16,6 +16,7 @@ const ORDER: [(&str, &[&str]); 9] = [
     ("controller", &["api", "term", "desired", "cluster", "database"]),
     ("agent", &["api", "desired", "cluster", "database"]),
     ("web", &["api", "desired", "cluster", "database", "controller"]),
+    ("cli", &["api", "desired", "cluster", "database", "controller"]),
 ];
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {

@@ -9,7 +9,7 @@ use tenantry::{
     desired::{Fault, application_faults, effective, join_faults, pool_faults, server_faults},
 };
 
-use crate::fixtures::{Shelf, application, application_with, brief, build, pool, server, shelf};
+use crate::fixtures::{Shelf, application, application_with, brief, build, pool, server, settings, shelf};
 
 /// The faults of a component whose pod spec is the given one, after `change`.
 fn faults_of(change: impl FnOnce(&mut Value)) -> Vec<Fault> {
@@ -19,7 +19,7 @@ fn faults_of(change: impl FnOnce(&mut Value)) -> Vec<Fault> {
         "template": {"spec": {"containers": [{"name": "api", "image": "crm"}]}},
     });
     change(&mut component);
-    application_faults(&application_with(component), &shelf())
+    application_faults(&application_with(component), &settings(), &shelf())
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn under_a_quota_every_container_says_what_it_needs() {
     }));
     let mut check = |quota: Value| {
         application.spec.pools = serde_json::from_value(json!({"quota": quota})).unwrap();
-        brief(&application_faults(&application, &shelf()))
+        brief(&application_faults(&application, &settings(), &shelf()))
     };
     assert_eq!(check(json!({"pods": 3, "requests.cpu": 4, "requests.ephemeral-storage": "1Gi"})), [""; 0]);
     let container = "QuotaNeedsResources spec.components[0].template.spec.containers[0].resources";
@@ -266,7 +266,8 @@ fn the_examples_have_no_fault() {
         domains: Vec::new(),
     };
     let faults = servers.iter().flat_map(server_faults);
-    let faults = faults.chain(applications.iter().flat_map(|application| application_faults(application, &shelf)));
+    let faults =
+        faults.chain(applications.iter().flat_map(|application| application_faults(application, &settings(), &shelf)));
     assert_eq!(brief(&faults.collect::<Vec<_>>()), [""; 0]);
     for tenant in &tenants {
         let plan = plans.iter().find(|plan| plan.metadata.name.as_ref() == Some(&tenant.spec.plan));
@@ -277,7 +278,7 @@ fn the_examples_have_no_fault() {
 
 #[test]
 fn the_fixture_has_no_fault_and_a_fault_leaves_no_objects() {
-    assert_eq!(brief(&application_faults(&application(), &shelf())), [""; 0]);
+    assert_eq!(brief(&application_faults(&application(), &settings(), &shelf())), [""; 0]);
     let mut application = application();
     application.spec.components[1].template.0.clear();
     application.spec.shared.as_mut().unwrap().secrets = Some(vec!["elsewhere".into()]);
@@ -314,7 +315,7 @@ fn peers_names_and_servers_of_an_application_are_checked() {
     let mut narrow = server();
     narrow.spec.accepts = serde_json::from_value(json!(["pooled"])).unwrap();
     shelf.servers.extend([("reserved".into(), reserved), ("narrow".into(), narrow)]);
-    let faults = application_faults(&application, &shelf);
+    let faults = application_faults(&application, &settings(), &shelf);
     let expected = [
         "InvalidPeer spec.route.from[0]",
         "InvalidPeer spec.egress[0].to[0].ipBlock.cidr",

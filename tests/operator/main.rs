@@ -3,6 +3,8 @@
 
 mod autoscaling;
 mod bad_input;
+mod bridge;
+mod cli;
 mod counts;
 mod deleting;
 mod drift;
@@ -19,7 +21,9 @@ mod outages;
 mod placing;
 mod pools;
 mod proxy;
+mod recovery;
 mod rest;
+mod rollout;
 mod rotation;
 mod routes;
 mod servers;
