@@ -121,7 +121,7 @@ impl<'a> Report<'a> {
     }
 
     /// The Tenant has no place any more.
-    pub(super) fn clear_place(&mut self) {
+    pub(super) fn leave_place(&mut self) {
         self.new.pool = None;
         self.new.namespace = None;
         self.new.database = None;
