@@ -9,10 +9,11 @@ use std::{
 };
 
 use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, world::World};
+use super::{databases::Connected, events::Note, world::World};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
 
 /// How often replaced logins are looked at.
@@ -52,7 +53,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &connected).await,
+            Turn::Due => drop_due(&world, &name, &connected).await,
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -133,7 +134,7 @@ async fn make_ready(world: &World, connected: &Connected, database: &str) -> Res
 }
 
 /// Drops retained data whose time has come, and records whose last events were sent.
-async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
+async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()> {
     let now = Timestamp::now();
     let due = |state: &TenantState| match state {
         TenantState::Live => false,
@@ -146,6 +147,11 @@ async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
         match connected.server.record(&database, &record.id).await? {
             Some(record) => drop(connected.set_record(&database, record)),
             None => connected.forget_record(&database, &record.id),
+        }
+        if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
+            let text =
+                format!("what was kept of Tenant {} in database {database} is dropped: its time is over", record.name);
+            world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
         }
         if let Some(Purpose::Pool(pool)) = connected.purpose(&database) {
             world.queues.pools.push(&pool);

@@ -8,7 +8,7 @@ mod own;
 pub(super) mod place;
 mod pooled;
 mod provision;
-mod recover;
+mod recorded;
 mod routing;
 mod status;
 mod tiers;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 
 use self::{place::Place, status::Report, tiers::Change};
-pub(super) use self::{place::note as note_place, recover::Stranger};
+pub(super) use self::{place::note as note_place, recorded::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,

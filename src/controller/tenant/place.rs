@@ -2,7 +2,7 @@
 
 use kube::{Api, ResourceExt as _, api::PostParams};
 
-use super::{Case, choosing::chosen, recover, status::Report};
+use super::{Case, choosing::chosen, recorded, status::Report};
 use crate::{
     api::{FIELD_MANAGER, Pool, PoolSpec, Tenant, TenantStatus, Tier},
     controller::{failure::Failure, placements::Cell, world::World},
@@ -115,7 +115,7 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
         Some(place) => place,
         None => {
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
-            let place = match recover::recorded(case, &uid, report).await? {
+            let place = match recorded::recorded(case, &uid, report).await? {
                 Some(place) => {
                     case.world.shared.placements().place(&uid, place.cell(&case.effective.application));
                     place

@@ -76,7 +76,7 @@ impl<'a> Report<'a> {
         });
     }
 
-    /// The tenant is nowhere: it is placed anew.
+    /// The tenant is nowhere: it is placed anew, or let go.
     pub(super) fn clear_place(&mut self) {
         self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
         let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
@@ -120,6 +120,22 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// The Tenant has no place any more.
+    pub(super) fn leave_place(&mut self) {
+        self.new.pool = None;
+        self.new.namespace = None;
+        self.new.database = None;
+    }
+
+    /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
+    /// that has nothing any more.
+    pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
+        self.new.observed_generation = self.tenant.metadata.generation;
+        self.new.conditions =
+            merge_conditions(&self.old.conditions, &self.verdicts, self.tenant.metadata.generation, now());
+        self.write_new().await
+    }
+
     /// Writes the place alone: the conditions follow.
     pub(super) async fn write_place(&mut self) -> Result<bool> {
         self.write_new().await
@@ -127,7 +143,12 @@ impl<'a> Report<'a> {
 
     async fn write_new(&self) -> Result<bool> {
         let statuses = &self.world.statuses.tenants;
-        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+        let client = self.world.cluster.client();
+        let written = statuses.write(client, self.tenant, self.tenant.status.as_ref(), &self.new).await?;
+        if written {
+            self.world.events.transitions(self.tenant, &self.old.conditions, &self.new.conditions);
+        }
+        Ok(written)
     }
 }
 
