@@ -210,9 +210,12 @@ impl<S: Clone + PartialEq> Cluster<S> {
         if !drift::owns_replicas(&live) {
             return Ok(());
         }
+        // An autoscaler leaves a Deployment of zero replicas alone: one that was scaled down (of
+        // a suspended tenant, say) begins with one.
+        let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let body = json!({
             "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
-            "spec": {"replicas": live["spec"]["replicas"]},
+            "spec": {"replicas": replicas},
         });
         self.patch(key, "keep the replicas of", &PatchParams::apply(REPLICAS_MANAGER).force(), &Patch::Apply(body))
             .await?;

@@ -33,8 +33,7 @@ use crate::{
 
 /// Bounds of the time of a reconcile, in seconds: one with nothing to do takes less than a
 /// millisecond, a tenant's creation tens to hundreds, and a deadline ends it after a minute.
-const DURATIONS: [f64; 14] =
-    [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+const DURATIONS: [f64; 14] = [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {

@@ -117,9 +117,7 @@ impl Operator {
             leads,
             term: world.term.number(),
             definitions_current: world.definitions.fault().is_none(),
-            queues: queues
-                .map(|(kind, backlog)| (kind, backlog.depth, backlog.oldest.unwrap_or_default()))
-                .collect(),
+            queues: queues.map(|(kind, backlog)| (kind, backlog.depth, backlog.oldest.unwrap_or_default())).collect(),
             servers: servers
                 .map(|(name, connected)| {
                     let running = world.bulkheads.taken(&name);

@@ -18,9 +18,19 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    bulkheads::Bulkheads, databases::Databases, definitions::Definitions, failure::Backoff, health::Health,
-    metrics::Metrics, migrations::MigrationRuns, placements::Placements, queue::{Backlog, Queue}, rollout::Rollouts,
-    settings::OperatorArgs, state::ChildState, workload::Looks,
+    bulkheads::Bulkheads,
+    databases::Databases,
+    definitions::Definitions,
+    failure::Backoff,
+    health::Health,
+    metrics::Metrics,
+    migrations::MigrationRuns,
+    placements::Placements,
+    queue::{Backlog, Queue},
+    rollout::Rollouts,
+    settings::OperatorArgs,
+    state::ChildState,
+    workload::Looks,
 };
 use crate::{
     api::{
