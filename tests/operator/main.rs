@@ -34,4 +34,5 @@ mod servers;
 mod steps;
 mod templates;
 mod tenants;
+mod troubles;
 mod verbs;
