@@ -38,4 +38,5 @@ mod sql_proxy;
 mod steps;
 mod templates;
 mod tenants;
+mod troubles;
 mod verbs;
