@@ -19,6 +19,7 @@ mod leader;
 mod limits;
 mod migrating;
 mod outages;
+mod paused;
 mod placing;
 mod pools;
 mod proxy;
