@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{databases::Connected, events::Note, world::World};
-use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
+use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,6 +49,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             _ = due.tick() => Turn::Due,
         };
         let (Some(world), Some(connected)) = (world.upgrade(), connected.upgrade()) else { return };
+        // Whoever pauses the server itself wants nothing of this.
+        if world.stores.servers.get(&ObjectRef::new(&name)).is_some_and(|server| super::is_paused(&*server)) {
+            continue;
+        }
         let done = match turn {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
@@ -68,6 +72,18 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
 fn ticks(mut interval: tokio::time::Interval) -> tokio::time::Interval {
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Whether a record is that of a Tenant that is paused.
+fn is_spared(world: &World, record: &TenantRecord) -> bool {
+    let tenant = world.stores.tenants.get(&ObjectRef::new(&record.name));
+    tenant.is_some_and(|tenant| tenant.metadata.uid.as_ref() == Some(&record.uid) && super::is_paused(&*tenant))
+}
+
+/// Whether a database is that of a Pool that is paused.
+fn is_paused_pool(world: &World, connected: &Connected, database: &str) -> bool {
+    let Some(Purpose::Pool(pool)) = connected.purpose(database) else { return false };
+    world.pool(&pool).is_some_and(|pool| super::is_paused(&*pool))
 }
 
 async fn end_old_transactions(world: &World, name: &str, connected: &Connected) -> Result<()> {
@@ -91,9 +107,19 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
         if rotated.is_empty() {
             continue;
         }
-        let outcome = connected.server.close_logins(&database, None, world.args.overlap(), Overlap::Respect).await?;
+        let (spared, rotated): (Vec<_>, Vec<_>) = rotated.into_iter().partition(|record| is_spared(world, record));
+        // All at once; one by one where some must be left alone.
+        let ids: Vec<_> = match spared.is_empty() {
+            true => vec![None],
+            false => rotated.iter().map(|record| Some(&record.id)).collect(),
+        };
+        let mut closed = Vec::new();
+        for id in ids {
+            let times = world.args.overlap();
+            closed.extend(connected.server.close_logins(&database, id, times, Overlap::Respect).await?.closed);
+        }
         for record in rotated {
-            if record.logins.iter().any(|login| outcome.closed.contains(&login.username))
+            if record.logins.iter().any(|login| closed.contains(&login.username))
                 && let Some(fresh) = connected.server.record(&database, &record.id).await?
             {
                 connected.set_record(&database, fresh);
@@ -107,10 +133,14 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
 
 async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Result<()> {
     for database in connected.names() {
-        if !connected.is_ready(&database) && !make_ready(world, connected, &database).await? {
+        if is_paused_pool(world, connected, &database)
+            || (!connected.is_ready(&database) && !make_ready(world, connected, &database).await?)
+        {
             continue;
         }
-        let report = connected.server.sweep(&database).await?;
+        let spared = connected.find_in(&database, |record| is_spared(world, record));
+        let spared = spared.iter().map(|record| record.id.clone()).collect();
+        let report = connected.server.sweep_sparing(&database, &spared).await?;
         for finding in &report.repaired {
             info!(database, tenant = ?finding.id, what = finding.what, "repaired");
         }
@@ -141,7 +171,7 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
         TenantState::Retained { drop_after } => *drop_after <= now,
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
-    for (database, record) in connected.find(|record| due(&record.state)) {
+    for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
         let dropped = connected.server.drop_due(&database, &record.id, now).await?;
         info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
         match connected.server.record(&database, &record.id).await? {

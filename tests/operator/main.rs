@@ -24,6 +24,7 @@ mod migrating;
 mod outages;
 mod own_changes;
 mod own_drift;
+mod paused;
 mod placing;
 mod pools;
 mod proxy;
