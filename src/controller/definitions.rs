@@ -102,16 +102,16 @@ pub(super) fn watch(client: &Client, watches: &Watches, definitions: &Arc<Defini
 /// What a definition lacks of what this version uses.
 fn fault(expected: &CustomResourceDefinition, live: Option<&CustomResourceDefinition>) -> Option<String> {
     let name = expected.name_any();
-    let remedy = "install this version's definitions (helm upgrade does, or: tenantry crds | kubectl apply --server-side -f -)";
+    let remedy =
+        "install this version's definitions (helm upgrade does, or: tenantry crds | kubectl apply --server-side -f -)";
     let Some(live) = live else { return Some(format!("definition {name} is not installed: {remedy}")) };
     let missing = missing(expected, live);
     let more = missing.len().saturating_sub(NAMED);
     let named = missing[..missing.len() - more].join(", ");
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let version = env!("CARGO_PKG_VERSION");
-    (!missing.is_empty()).then(|| {
-        format!("definition {name} is older than this operator ({version}); it lacks {named}{more}: {remedy}")
-    })
+    (!missing.is_empty())
+        .then(|| format!("definition {name} is older than this operator ({version}); it lacks {named}{more}: {remedy}"))
 }
 
 /// The versions, fields and values that a definition lacks, as paths.
@@ -128,7 +128,12 @@ fn missing(expected: &CustomResourceDefinition, live: &CustomResourceDefinition)
             missing.push("subresource status".into());
         }
         let schema = |schema| serde_json::to_value(schema).unwrap_or_default();
-        compare(&schema(&version.schema)["openAPIV3Schema"], &schema(&found.schema)["openAPIV3Schema"], "", &mut missing);
+        compare(
+            &schema(&version.schema)["openAPIV3Schema"],
+            &schema(&found.schema)["openAPIV3Schema"],
+            "",
+            &mut missing,
+        );
     }
     missing
 }

@@ -23,6 +23,7 @@ use prometheus_client::{
 };
 
 use super::{
+    events::Outcomes,
     failure::{Class, Failure},
     process::Process,
 };
@@ -33,8 +34,7 @@ use crate::{
 
 /// Bounds of the time of a reconcile, in seconds: one with nothing to do takes less than a
 /// millisecond, a tenant's creation tens to hundreds, and a deadline ends it after a minute.
-const DURATIONS: [f64; 14] =
-    [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+const DURATIONS: [f64; 14] = [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {
@@ -59,8 +59,8 @@ struct OfServer {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfOutcome {
-    outcome: &'static str,
+pub(super) struct OfOutcome {
+    pub(super) outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -91,7 +91,7 @@ pub(super) struct Metrics {
     retries: Family<Retried, Counter>,
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
-    events: Family<OfOutcome, Counter>,
+    events: Outcomes,
 }
 
 impl Metrics {
@@ -128,7 +128,7 @@ impl Metrics {
             "Settings, privileges and memberships that differed from the records and were repaired",
             repaired.clone(),
         );
-        let events = Family::default();
+        let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
         Self { registry, observed, reconciled, durations, retries, ended_sessions, repaired, events }
     }
@@ -164,9 +164,9 @@ impl Metrics {
         self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
     }
 
-    /// Counts an Event by what became of it.
-    pub(super) fn event(&self, outcome: &'static str) {
-        self.events.get_or_create(&OfOutcome { outcome }).inc();
+    /// Where Events are counted by what became of them.
+    pub(super) fn events(&self) -> Outcomes {
+        self.events.clone()
     }
 
     /// All metrics as text, with what was looked at for them.
@@ -289,12 +289,19 @@ fn family<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::{Call, Watched};
 
     #[test]
     fn everything_that_the_documentation_lists_is_there_and_nothing_else() {
-        let calls = Calls::default();
-        let watches = Watches::default();
-        let metrics = Metrics::new(calls, &watches);
+        let (calls, watches) = (Calls::default(), Watches::default());
+        let metrics = Metrics::new(calls.clone(), &watches);
+        // A family without a member is left out of the text.
+        calls.get_or_create(&Call { verb: "get", resource: "tenants".into(), code: "200".into() }).inc();
+        watches.restarts().get_or_create(&Watched { kind: "Tenant".into() }).inc();
+        metrics.reconciled("Tenant", Some(&Failure::transient("Away", "away")), Duration::from_millis(3));
+        metrics.ended_sessions("main", 1);
+        metrics.repaired("main", 1);
+        metrics.events().get_or_create(&OfOutcome { outcome: "sent" }).inc();
         let observation = Observation {
             queues: vec![("Tenant", 2, Duration::from_millis(1_500))],
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],

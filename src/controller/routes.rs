@@ -75,7 +75,8 @@ pub(super) fn spawn_foreign(world: &Arc<World>, kind: Kind) -> tokio::task::Join
     tokio::spawn(async move {
         let api: Api<DynamicObject> = Api::all_with(world.cluster.client().clone(), &api_resource(kind));
         let selector = format!("{}!={}", crate::api::LABEL_MANAGED_BY, crate::api::MANAGED_BY);
-        let mut routes = events(api, watcher::Config::default().labels(&selector), world.watches.of(format!("Foreign{kind}")));
+        let mut routes =
+            events(api, watcher::Config::default().labels(&selector), world.watches.of(format!("Foreign{kind}")));
         let mut listed = BTreeSet::new();
         let mut known = BTreeSet::new();
         while let Some(event) = routes.next().await {

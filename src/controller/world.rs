@@ -18,9 +18,20 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    bulkheads::Bulkheads, databases::Databases, definitions::Definitions, failure::Backoff, health::Health,
-    metrics::Metrics, migrations::MigrationRuns, placements::Placements, queue::{Backlog, Queue}, rollout::Rollouts,
-    settings::OperatorArgs, state::ChildState, workload::Looks,
+    bulkheads::Bulkheads,
+    databases::Databases,
+    definitions::Definitions,
+    events::Events,
+    failure::Backoff,
+    health::Health,
+    metrics::Metrics,
+    migrations::MigrationRuns,
+    placements::Placements,
+    queue::{Backlog, Queue},
+    rollout::Rollouts,
+    settings::OperatorArgs,
+    state::ChildState,
+    workload::Looks,
 };
 use crate::{
     api::{
@@ -58,6 +69,7 @@ pub(super) struct World {
     pub(super) watches: Watches,
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,
+    pub(super) events: Events,
     /// The term in which everything is written.
     pub(super) term: Term,
     /// Whether the operator was asked to end.

@@ -136,7 +136,12 @@ impl<'a> Report<'a> {
 
     async fn write_new(&self) -> Result<bool> {
         let statuses = &self.world.statuses.tenants;
-        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+        let client = self.world.cluster.client();
+        let written = statuses.write(client, self.tenant, self.tenant.status.as_ref(), &self.new).await?;
+        if written {
+            self.world.events.transitions(self.tenant, &self.old.conditions, &self.new.conditions);
+        }
+        Ok(written)
     }
 }
 
