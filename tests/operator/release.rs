@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use devcluster::Options;
-use kube::{Client, api::ListParams};
+use k8s_openapi::api::authorization::v1::SubjectAccessReview;
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -96,9 +100,9 @@ async fn the_release_goes_and_comes_back_and_every_tenant_stays_ready() {
         },
     });
     let review = serde_json::from_value(review).expect("a review");
-    let answer = kube::Api::<k8s_openapi::api::authorization::v1::SubjectAccessReview>::all(client.clone())
-        .create(&kube::api::PostParams::default(), &review);
-    assert!(answer.await.expect("an answer").status.expect("an answer").allowed, "agents read on");
+    let reviews = Api::<SubjectAccessReview>::all(client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await.expect("an answer");
+    assert!(answer.status.expect("an answer").allowed, "agents read on");
 
     let chart = root().join("charts/tenantry");
     helm(&["install", "tenantry", chart.to_str().expect("a path"), "--set", "replicas=0"]);
@@ -172,12 +176,8 @@ async fn an_owner_restarts_and_changes_nothing_else() {
         &["create", "service", "loadbalancer", "mine", "--tcp=80"],
         &["create", "ingress", "mine", "--rule=mine.example/=web:80"],
         &["create", "rolebinding", "mine", "--clusterrole=view", "--user=friend"],
-        &[
-            "run",
-            "mine",
-            "--image=registry.example.com/shell",
-            "--overrides={\"spec\":{\"volumes\":[{\"name\":\"s\",\"secret\":{\"secretName\":\"rosa-database\"}}]}}",
-        ],
+        &["create", "job", "mine", "--image=registry.example.com/shell"],
+        &["create", "deployment", "mine", "--image=registry.example.com/shell"],
         &["delete", "networkpolicy", "--all"],
         &["delete", "secret", "rosa-database"],
     ] {

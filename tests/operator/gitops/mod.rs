@@ -48,7 +48,7 @@ async fn every_state_of_a_tenant_is_told_right() {
     let mut unseen = live("git-unseen").await;
     assert_eq!(unseen["status"], json!({"observedGeneration": -1}));
     assert_judged(&unseen, "InProgress", "Suspended");
-    unseen["metadata"]["annotations"].take();
+    unseen["metadata"].as_object_mut().expect("an object").remove("annotations");
     assert_judged(&unseen, "InProgress", "Progressing");
 
     ready_tenant(&client, "git-suspended", json!({})).await;
