@@ -45,13 +45,13 @@ impl Metrics {
         );
         let connections = Family::default();
         registry.register(
-            "database_connections_in_use",
+            "database_connections",
             "Connections to a server that are in use, of those that its DatabaseServer allows",
             connections.clone(),
         );
         let away = Family::default();
         registry.register(
-            "database_away",
+            "database_breaker_open",
             "1 while a server can't be reached and is only tried now and then",
             away.clone(),
         );

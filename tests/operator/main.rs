@@ -4,13 +4,16 @@
 mod autoscaling;
 mod bad_input;
 mod bridge;
+mod bulkheads;
 mod cli;
 mod counts;
 mod dedicated;
 mod deleting;
 mod drift;
+mod faults;
 mod foreign;
 mod gate;
+mod gated;
 mod ground;
 mod guarding;
 mod hosts;
