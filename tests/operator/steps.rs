@@ -132,7 +132,9 @@ pub fn metric(operator: &Operator, name: &str, server: &str) -> u64 {
     let start = format!("{name}{{server=\"{server}\"}} ");
     let answer = metrics(operator);
     let value = answer.lines().find_map(|line| line.strip_prefix(&start));
-    value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{start}{value}")))
+    // A gauge is written with a decimal point.
+    let whole = |value: &str| value.split('.').next().and_then(|whole| whole.parse().ok());
+    value.map_or(0, |value| whole(value).unwrap_or_else(|| panic!("{start}{value}")))
 }
 
 /// How many reconciles of a kind there were, however they ended.

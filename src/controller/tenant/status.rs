@@ -76,7 +76,7 @@ impl<'a> Report<'a> {
         });
     }
 
-    /// The tenant is nowhere: it is placed anew.
+    /// The tenant is nowhere: it is placed anew, or let go.
     pub(super) fn clear_place(&mut self) {
         self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
         let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
@@ -143,7 +143,12 @@ impl<'a> Report<'a> {
 
     async fn write_new(&self) -> Result<bool> {
         let statuses = &self.world.statuses.tenants;
-        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+        let client = self.world.cluster.client();
+        let written = statuses.write(client, self.tenant, self.tenant.status.as_ref(), &self.new).await?;
+        if written {
+            self.world.events.transitions(self.tenant, &self.old.conditions, &self.new.conditions);
+        }
+        Ok(written)
     }
 }
 
