@@ -151,6 +151,11 @@ fn normalise(object: &mut Value) {
     {
         read_secret(data);
     }
+    // What Kubernetes tells of our objects names its own.
+    let ours = object["apiVersion"].as_str().is_some_and(|version| version.starts_with("tenantry.io/"));
+    if !ours && let Some(map) = object.as_object_mut() {
+        map.remove("status");
+    }
     take_out(object);
 }
 
