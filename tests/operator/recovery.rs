@@ -47,6 +47,8 @@ async fn assert_old_rows(client: &Client, before: &[Tenant]) {
         let tenant = healed(client, &name).await;
         assert_eq!(id(&tenant), id(old), "{name} has the id that it had");
         assert!(tenant.status.as_ref().is_some_and(|status| status.conflict.is_none()), "the conflict is over");
+        let revision = |tenant: &Tenant| tenant.status.as_ref().and_then(|status| status.plan_revision.clone());
+        assert_eq!(revision(&tenant), revision(old), "{name} pays what it paid");
         let session = log_in(&credentials(client, &tenant).await).await.expect("the tenant logs in");
         assert_eq!(rows(&session, "SELECT email FROM users").await, [format!("one@{name}.example")]);
         let users = "SELECT value::text FROM my_limits() WHERE meter = 'users'";
@@ -171,6 +173,11 @@ fn without_null_annotations(mut object: Value) -> Value {
     object
 }
 
+async fn raise_price(client: &Client, base: &str) {
+    let change = json!({"spec": {"price": {"base": base}}});
+    patch(client, &ours("Plan", "smb"), &change).await;
+}
+
 async fn backup(client: &Client) -> Vec<Value> {
     let mut tenants = Vec::new();
     for (name, _) in TENANTS {
@@ -183,12 +190,16 @@ async fn backup(client: &Client) -> Vec<Value> {
 async fn objects_that_come_back_with_new_uids_and_no_status_get_their_old_rows_again_and_again() {
     let (ground, operator, client, before) = before_the_loss().await;
     let secrets = [credentials(&client, &before[0]).await, credentials(&client, &before[1]).await];
+    let admin = superuser(&ground, &place(&before[0]).0).await;
+    let began = rows(&admin, "SELECT period_anchor::text FROM tenantry.tenant ORDER BY name").await;
     let mut operator = Some(operator);
     let mut known = before.clone();
     // Twice: what the annotations of the first restore say is of no account in the second.
-    for _ in 0..2 {
+    for price in ["555000", "666000"] {
         operator.take().expect("an operator").kill();
         let saved = backup(&client).await;
+        // A price for new customers: who came back is none.
+        raise_price(&client, price).await;
         lose::<Tenant>(&client).await;
         lose::<Pool>(&client).await;
         bring_back(&client, &saved).await;
@@ -203,6 +214,8 @@ async fn objects_that_come_back_with_new_uids_and_no_status_get_their_old_rows_a
         assert_old_rows(&client, &before).await;
         known = vec![healed(&client, "acme").await, healed(&client, "bolt").await];
     }
+    let anchors = rows(&admin, "SELECT period_anchor::text FROM tenantry.tenant ORDER BY name").await;
+    assert_eq!(anchors, began, "periods are counted from where they began");
     // Their Secrets were there all the time, and so the logins of those who use them.
     for (tenant, secret) in known.iter().zip(&secrets) {
         assert_eq!(credentials(&client, tenant).await, *secret, "nothing was rotated for it");

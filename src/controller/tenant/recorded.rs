@@ -49,7 +49,8 @@ pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>
     let annotation = |name: &str| case.tenant.annotations().get(name);
     // Its own record comes first, whatever annotations from earlier times say.
     let own = found.iter().find(|found| found.record.uid == uid);
-    if let Some(place) = own.and_then(Found::place) {
+    if let Some((found, place)) = own.and_then(|own| own.place().map(|place| (own, place))) {
+        report.keep_revision(&found.record.settings);
         return Ok(Some(place));
     }
     let given = annotation(ANNOTATION_RESTORE_FROM);
@@ -130,6 +131,7 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
         ))
     })?;
     let restored = found.connected.server.restore(database, &found.record.id, case.name, uid).await?;
+    report.keep_revision(&restored.settings);
     found.connected.set_record(database, restored);
     Ok(place)
 }
