@@ -90,7 +90,16 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// [`Error::Foreign`] where an object of that name is there that we didn't make.
     pub async fn apply(&self, object: &Object) -> Result<Applied> {
-        self.apply_as(object, desired_hash(&object.body)).await
+        self.bring(object, desired_hash(&object.body), false).await
+    }
+
+    /// The same as [`apply_as`](Self::apply_as) for an object of a namespace that we have only just made: nobody can have put
+    /// one of its name there, so that none is looked for.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_first(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, true).await
     }
 
     /// The same, where the caller knows the desired object by a hash of its own: one that can
@@ -99,12 +108,17 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub async fn apply_as(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, false).await
+    }
+
+    async fn bring(&self, object: &Object, hash: u64, nobody_else: bool) -> Result<Applied> {
         let key = Key::of(object);
         match self.children.observe(&key, hash) {
             Observed::InSync => return Ok(Applied::Unchanged),
             Observed::Absent => {
                 // An apply would merge with an object of the same name that is somebody else's.
-                let found = if is_watched_whole(key.kind) { None } else { self.read(&key).await? };
+                let known = nobody_else || is_watched_whole(key.kind);
+                let found = if known { None } else { self.read(&key).await? };
                 match found {
                     None => {
                         let created = self.create(&key, &object.body).await?;

@@ -91,12 +91,14 @@ enum Change {
 }
 
 /// Brings the Deployments of a pool or of a tenant's namespace to what is desired; those that
-/// may not have their new template yet keep the last one, with all else as desired. The
+/// may not have their new template yet keep the last one, with all else as desired. `is_new`
+/// says that their namespace was made just now, so that nobody else can have any there. The
 /// results are in the order of the Deployments.
 pub(super) async fn apply(
     world: &Arc<World>,
     owner: &Owner,
     deployments: &[Object],
+    is_new: bool,
     sources: Option<&Sources<'_>>,
 ) -> Vec<cluster::Result<Applied>> {
     let Some(application) = deployments.first().map(application_of) else { return Vec::new() };
@@ -129,7 +131,12 @@ pub(super) async fn apply(
                 (Change::Template(Some(record)), None) => return hold_back(world, object, &record).await,
                 (Change::Template(None), None) => return Ok(Applied::Unchanged),
             };
-            world.cluster.apply_as(&recorded(object, &record), identity(object, &record)).await
+            let (recorded, identity) = (recorded(object, &record), identity(object, &record));
+            if is_new {
+                world.cluster.apply_first(&recorded, identity).await
+            } else {
+                world.cluster.apply_as(&recorded, identity).await
+            }
         };
         results.push(applied.await);
     }

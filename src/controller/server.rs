@@ -165,7 +165,12 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     maintenance::start(world, &name, &connected);
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
-    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some());
+    // Pools see to their tenants' databases.
+    let looks_after_its_own = |tenant: &crate::api::Tenant| {
+        let server = tenant.status.as_ref().and_then(|status| status.database.as_ref()).map(|it| it.server.as_str());
+        server == Some(name.as_str()) && super::tenant::has_own_namespace(tenant)
+    };
+    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some() || looks_after_its_own(tenant));
     Ok(info)
 }
 
@@ -181,7 +186,7 @@ async fn write(
     // Where two DatabaseServers lead to one PostgreSQL, a pool's database is its own server's.
     let is_here = |connected: &Connected, database: &str| match connected.purpose(database) {
         Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
-        _ => true,
+        _ => world.shared.placements().server_of(database).is_none_or(|server| server == name),
     };
     let databases = world.databases.get(&name).map_or(old.databases, |connected| {
         let here = connected.names().iter().filter(|database| is_here(&connected, database)).count();

@@ -12,7 +12,12 @@ use kube::{
 };
 use tokio::sync::mpsc;
 
-use super::{changes, namespaces::push_owner, rollout, routes, world::World};
+use super::{
+    changes,
+    namespaces::{self, push_owner},
+    rollout, routes,
+    world::World,
+};
 use crate::{
     api::{Application, DatabaseServer, Plan, Pool, Tenant},
     cluster::{Change, reflect, watch_children},
@@ -22,11 +27,12 @@ use crate::{
 /// The kinds of ours that are watched in the whole cluster. Secrets and ConfigMaps are
 /// watched by namespace, HTTPRoutes once the cluster serves them, ControllerRevisions in the
 /// operator's namespace.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Namespace,
     Kind::RoleBinding,
     Kind::ServiceAccount,
     Kind::ResourceQuota,
+    Kind::LimitRange,
     Kind::NetworkPolicy,
     Kind::Service,
     Kind::PodDisruptionBudget,
@@ -92,12 +98,7 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     for mut list in lists {
         let _ = list.recv().await;
     }
-    for pool in world.stores.pools.state() {
-        let namespace = pool.status.as_ref().and_then(|status| status.namespace.clone());
-        if let Some(namespace) = namespace {
-            super::namespaces::watch(world, &namespace);
-        }
-    }
+    namespaces::watch_all(world);
 }
 
 fn spawn_reflect<K>(

@@ -133,6 +133,7 @@ fn servers_that_refuse_are_passed_over_until_none_is_left() {
     let own = check(|tenant, plan, application, shelf| {
         shelf.servers.get_mut("main").unwrap().spec.reserved_for = Some("acme".into());
         plan.spec.allowed_tiers = Some(vec![Tier::Dedicated]);
+        plan.spec.quota = None;
         tenant.spec.tier = Some(Tier::Dedicated);
         application.spec.database.dedicated = application.spec.database.pooled.clone();
     });

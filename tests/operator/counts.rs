@@ -139,3 +139,43 @@ async fn a_rolling_update_of_a_pool_writes_no_tenants_status() {
         .collect();
     assert_eq!(writes, Vec::<Value>::new());
 }
+
+/// The operator's calls that concern a tenant with a namespace of its own.
+fn own_calls(ground: &Ground, since: devcluster::AuditMark, tenant: &str) -> BTreeMap<String, u64> {
+    let namespace = format!("tenant-{tenant}");
+    let mut calls = BTreeMap::new();
+    for event in ground.cluster.audit().events(since).expect("events") {
+        let concerns = event.name == tenant || event.name == namespace || event.namespace == namespace;
+        if event.user == OPERATOR && event.verb != "watch" && concerns {
+            *calls.entry(format!("{} {}", event.verb, event.resource)).or_default() += 1;
+        }
+    }
+    calls
+}
+
+#[tokio::test]
+async fn a_tenant_with_a_namespace_of_its_own_costs_one_write_for_each_object() {
+    let ((ground, operator), client) = calm().await;
+    ground.server(&client, "own-counted", json!({})).await;
+    let servers = json!({"servers": ["own-counted"]});
+    application(&client, "own-counted", json!({"database": {"bridge": servers, "dedicated": servers}})).await;
+    let plan = |tier: &str| if tier == "bridge" { "smb" } else { "enterprise" };
+    for tier in ["bridge", "dedicated"] {
+        for number in 0..=3 {
+            let name = format!("{tier}-cost-{number}");
+            let mark = ground.cluster.audit().mark().expect("a mark");
+            let sent = metric(operator, "tenantry_database_statements", "own-counted");
+            let begun = std::time::Instant::now();
+            let spec = json!({"spec": {"tier": tier, "plan": plan(tier)}});
+            ready_tenant(&client, &name, of("own-counted", spec)).await;
+            let took = begun.elapsed();
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            let calls = own_calls(ground, mark, &name);
+            println!(
+                "{name}: {took:?} {} {calls:#?}, {}",
+                calls.values().sum::<u64>(),
+                metric(operator, "tenantry_database_statements", "own-counted") - sent
+            );
+        }
+    }
+}

@@ -3,6 +3,7 @@
 
 mod autoscaling;
 mod bad_input;
+mod bridge;
 mod cli;
 mod counts;
 mod deleting;
@@ -20,6 +21,7 @@ mod pools;
 mod proxy;
 mod recovery;
 mod rest;
+mod rollout;
 mod rotation;
 mod routes;
 mod servers;

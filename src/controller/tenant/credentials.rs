@@ -21,6 +21,9 @@ use crate::{
     desired::{Kind, Object, SecretInput, naming, tenant_secret},
 };
 
+/// How long a namespace that is only just watched is waited for: its list takes milliseconds.
+const LISTING: Duration = Duration::from_secs(5);
+
 /// A value of the annotation that begins so closes the old login at once.
 const NOW: &str = "now-";
 
@@ -42,6 +45,7 @@ pub(super) async fn publish(
     provisioned: &mut Provisioned,
     report: &mut Report<'_>,
 ) -> Result<Next, Blocked> {
+    case.world.shared.listed(&place.namespace, LISTING).await;
     if !case.world.shared.is_listed(&place.namespace) {
         let message = format!("namespace {} is not known yet", place.namespace);
         return Err(credentials_failure(Failure::waiting("NamespaceNotListed", message)));
@@ -231,7 +235,7 @@ fn secret_with(case: &Case<'_>, place: &Place, provisioned: &Provisioned, userna
     let endpoint = connected.server.endpoint();
     tenant_secret(&SecretInput {
         tenant: case.name,
-        pool: Some(&place.pool),
+        pool: place.pool.as_deref(),
         application: &case.effective.application,
         namespace: &place.namespace,
         hosts: &case.hosts,

@@ -18,10 +18,11 @@ use crate::{
         conditions::Concerns,
         databases::Connected,
         failure::{Class, Failure},
+        placements::Cell,
         queue::Outcome,
         world::World,
     },
-    database::{Purpose, TenantId, TenantState},
+    database::{TenantId, TenantState},
     desired::{Kind, naming, route_kind},
 };
 
@@ -59,7 +60,7 @@ pub(super) async fn finalize(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     remove_finalizer(world.cluster.client(), tenant).await?;
     let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
     world.statuses.tenants.forget(uid);
-    if let Some(pool) = world.shared.placements().release(uid) {
+    if let Some(Cell::Pool(pool)) = world.shared.placements().release(uid) {
         world.queues.pools.push(&pool);
     }
     world.push_waiting();
@@ -149,9 +150,9 @@ fn place_of(tenant: &Tenant, world: &World) -> Result<Option<Place>, Failure> {
     for (server, connected) in world.databases.all() {
         if let Some((database, record)) =
             connected.find(|record| record.id == id || record.uid == uid).into_iter().next()
-            && let Some(Purpose::Pool(pool)) = connected.purpose(&database)
+            && let Some(purpose) = connected.purpose(&database)
         {
-            return Ok(Some(Place::of(&pool, &server, record.id.clone())));
+            return Ok(Some(Place::recorded(&purpose, &tenant.name_any(), &server, &database, record.id.clone())));
         }
     }
     // A status may be lost: only servers that answered can say that there is nothing.

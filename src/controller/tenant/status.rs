@@ -15,13 +15,16 @@ use crate::{
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
-const CONCERNS: [ConditionType; 6] = [
+const CONCERNS: [ConditionType; 9] = [
     ConditionType::Placed,
+    ConditionType::NamespaceReady,
     ConditionType::DatabaseReady,
     ConditionType::CredentialsReady,
     ConditionType::Migrated,
     ConditionType::WorkloadReady,
     ConditionType::RouteReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::RolledOut,
 ];
 
 /// A Tenant's status as a reconcile makes it.
@@ -66,7 +69,8 @@ impl<'a> Report<'a> {
     /// The place, which is written before anything is made there.
     pub(super) fn set_place(&mut self, case: &Case<'_>, place: &Place) {
         self.new.id = Some(place.id.to_string());
-        self.new.pool = Some(place.pool.clone());
+        self.new.tier = Some(place.tier);
+        self.new.pool.clone_from(&place.pool);
         self.new.namespace = Some(place.namespace.clone());
         let rotated = self.new.database.take().and_then(|database| database.rotated);
         self.new.database = Some(TenantDatabase {
@@ -79,6 +83,13 @@ impl<'a> Report<'a> {
             }),
             rotated,
         });
+    }
+
+    /// The tenant is nowhere: it is placed anew.
+    pub(super) fn clear_place(&mut self) {
+        self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
+        let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
+        self.new.conditions.retain(|condition| !of_place(&condition.type_));
     }
 
     /// Data of an earlier Tenant of this name, about which nobody has decided. What was known
