@@ -204,15 +204,17 @@ impl<S: Clone + PartialEq> Cluster<S> {
     }
 
     /// Keeps a Deployment's replica count when an autoscaler takes it over: a field that
-    /// nobody owns any more would fall back to 1.
+    /// nobody owns any more would fall back to 1. From zero it goes to one, since an autoscaler
+    /// leaves alone what is scaled to zero.
     async fn hand_over_replicas(&self, key: &Key) -> Result<()> {
         let Some(live) = self.read(key).await? else { return Ok(()) };
         if !drift::owns_replicas(&live) {
             return Ok(());
         }
+        let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let body = json!({
             "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
-            "spec": {"replicas": live["spec"]["replicas"]},
+            "spec": {"replicas": replicas},
         });
         self.patch(key, "keep the replicas of", &PatchParams::apply(REPLICAS_MANAGER).force(), &Patch::Apply(body))
             .await?;

@@ -6,6 +6,7 @@ mod bad_input;
 mod bridge;
 mod cli;
 mod counts;
+mod dedicated;
 mod deleting;
 mod drift;
 mod foreign;
