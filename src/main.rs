@@ -39,7 +39,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the operator: bring cluster and databases to what Tenants, Plans and the others say
-    Operator(controller::OperatorArgs),
+    Operator(Box<controller::OperatorArgs>),
     /// Keep the tenants' Secrets of a namespace as files, for the containers beside
     Agent(agent::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     start_log(&cli)?;
     match cli.command {
-        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args))?,
+        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(*args))?,
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;

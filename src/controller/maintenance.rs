@@ -12,13 +12,14 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, world::World};
-use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
+use super::{databases::Connected, tenant::drop_if_empty, world::World};
+use crate::{
+    database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState},
+    desired::Catalog as _,
+};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often it is looked for data that is due to be dropped.
-const DUE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Starts a server's task. It ends when the server is connected anew or removed.
 pub(super) fn start(world: &Arc<World>, name: &str, connected: &Arc<Connected>) {
@@ -33,7 +34,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
     let close_interval = CLOSE_INTERVAL.min(args.rotation_overlap.max(Duration::from_millis(200)));
     let mut close = ticks(interval(close_interval));
     let mut sweep = ticks(interval_at(Instant::now() + args.sweep_interval, args.sweep_interval));
-    let mut due = ticks(interval(DUE_INTERVAL));
+    let mut due = ticks(interval(args.retention_interval));
     loop {
         enum Turn {
             Watchdog,
@@ -52,7 +53,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &connected).await,
+            Turn::Due => drop_due(&world, &name, &connected).await,
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -121,24 +122,49 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
     Ok(())
 }
 
-/// Drops retained data whose time has come, and records whose last events were sent.
-async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
+/// Drops retained data whose time has come, and records whose last events were sent. What fails
+/// for one is tried again next time, and keeps no other from being dropped.
+async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()> {
+    if world.server(name).is_some_and(|server| super::is_paused(&*server)) {
+        return Ok(());
+    }
     let now = Timestamp::now();
     let due = |state: &TenantState| match state {
         TenantState::Live => false,
         TenantState::Retained { drop_after } => *drop_after <= now,
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
+    let mut first = Ok(());
     for (database, record) in connected.find(|record| due(&record.state)) {
-        let dropped = connected.server.drop_due(&database, &record.id, now).await?;
-        info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
-        match connected.server.record(&database, &record.id).await? {
-            Some(record) => drop(connected.set_record(&database, record)),
-            None => connected.forget_record(&database, &record.id),
+        if let Err(error) = drop_one(world, connected, &database, &record, now).await {
+            warn!(database, tenant = record.name, id = %record.id, %error, "can't be dropped yet");
+            first = first.and(Err(error));
         }
-        if let Some(Purpose::Pool(pool)) = connected.purpose(&database) {
-            world.queues.pools.push(&pool);
-        }
+    }
+    first
+}
+
+async fn drop_one(
+    world: &World,
+    connected: &Connected,
+    database: &str,
+    record: &TenantRecord,
+    now: Timestamp,
+) -> Result<()> {
+    connected.server.drop_due(database, &record.id, now).await?;
+    let left = connected.server.record(database, &record.id).await?;
+    if left.as_ref() != Some(record) {
+        let state = left.as_ref().map(|record| record.state);
+        info!(database, tenant = record.name, id = %record.id, ?state, "dropped what was kept of a deleted tenant");
+    }
+    match left {
+        Some(record) => drop(connected.set_record(database, record)),
+        None => connected.forget_record(database, &record.id),
+    }
+    match connected.purpose(database) {
+        Some(Purpose::Pool(pool)) => world.queues.pools.push(&pool),
+        Some(Purpose::Dedicated(_)) => drop_if_empty(world, connected, database).await?,
+        Some(Purpose::Bridge(_)) | None => {}
     }
     Ok(())
 }

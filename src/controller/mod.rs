@@ -18,6 +18,7 @@ mod placements;
 mod plan;
 mod pool;
 mod queue;
+mod retire;
 mod rollout;
 mod routes;
 mod server;

@@ -48,7 +48,10 @@ async fn bridge_tenants_share_a_database_and_nothing_else() {
         assert_eq!((status.pool.as_deref(), status.tier), (None, Some(tenantry::api::Tier::Bridge)));
         let database = status.database.as_ref().expect("a database");
         let reference = database.secret_ref.as_ref().expect("a Secret");
-        assert_eq!((reference.namespace.as_str(), reference.name.as_str()), (&*namespace, &*format!("{name}-database")));
+        assert_eq!(
+            (reference.namespace.as_str(), reference.name.as_str()),
+            (&*namespace, &*format!("{name}-database"))
+        );
         assert_eq!((database.schema.as_str(), database.server.as_str()), (&*id(tenant), "main"));
         for kind in ["Placed", "NamespaceReady", "DatabaseReady", "CredentialsReady", "Migrated", "WorkloadReady"] {
             assert!(is(tenant, kind, "True"), "{kind}: {:#?}", status.conditions);

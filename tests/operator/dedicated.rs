@@ -76,10 +76,9 @@ async fn databases_of_dedicated_tenants_count() {
 async fn a_status_that_was_lost_is_found_in_the_records() {
     let (_, client) = shared().await;
     application(&client, "amnesia", json!({})).await;
-    for (name, spec) in [
-        ("forgets-a", dedicated("amnesia", json!({}))),
-        ("forgets-b", super::bridge::bridge("amnesia", json!({}))),
-    ] {
+    for (name, spec) in
+        [("forgets-a", dedicated("amnesia", json!({}))), ("forgets-b", super::bridge::bridge("amnesia", json!({})))]
+    {
         let before = ready_tenant(&client, name, spec).await;
         let nothing = json!({
             "pool": null, "namespace": null, "database": null, "id": null, "tier": null, "plan": null,
