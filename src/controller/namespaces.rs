@@ -39,6 +39,7 @@ pub(super) fn watch(world: &Arc<World>, namespace: &str, owner: &Owner) {
                     kind,
                     Some(namespace.clone()),
                     world.cluster.shared_children(),
+                    world.watches.of_one_namespace(kind.to_string()),
                     move |owner| push_owner(&tell, &owner),
                     move || {
                         // The receiver is full or gone once every kind was listed: nothing to tell then.

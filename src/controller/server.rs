@@ -116,6 +116,8 @@ async fn load(
         }
         return Ok(());
     };
+    // Before anything is read: what an earlier leader has begun there is done by then.
+    connected.server.fence(&database.name).await?;
     let records = connected.server.records(&database.name).await?;
     let limits = connected.server.plan_limits(&database.name).await?;
     connected.load(database, records, limits);
@@ -154,7 +156,7 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
         Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),
         Tls::Disable => (None, "disable"),
     };
-    let connection = Server::new(config)?;
+    let connection = Server::within(config, world.term.clone())?;
     let info = connection.check().await.map_err(refused)?;
     let connected = Arc::new(Connected::new(connection, hash, info.clone(), ca_pem, sslmode));
     let adopt = to_adopt(server, world);

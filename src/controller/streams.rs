@@ -76,7 +76,8 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     let api = Api::namespaced(client.clone(), "default");
     let of_api_server = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
     let changed = Arc::clone(world);
-    tokio::spawn(reflect(api, of_api_server, api_servers, move |_| changed.push_pools(|_| true)));
+    let watch = world.watches.of("EndpointSlice");
+    tokio::spawn(reflect(api, of_api_server, api_servers, watch, move |_| changed.push_pools(|_| true)));
     let stores = &world.stores;
     // An error means that a watch's task ended, which none does.
     let _ = tokio::join!(
@@ -109,8 +110,9 @@ fn spawn_reflect<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
+    let watch = world.watches.of(K::kind(&()));
     let world = Arc::clone(world);
-    tokio::spawn(reflect(api, watcher::Config::default(), writer, move |change| changed(&world, &change)));
+    tokio::spawn(reflect(api, watcher::Config::default(), writer, watch, move |change| changed(&world, &change)));
 }
 
 /// Watches our objects of a kind; the receiver gets a word when they were listed.
@@ -132,6 +134,7 @@ pub(super) fn children(
         kind,
         namespace,
         world.cluster.shared_children(),
+        world.watches.of(kind.to_string()),
         move |owner| {
             push_owner(&tell, &owner);
             if kind == Kind::Deployment {

@@ -18,8 +18,18 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
-    placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    bulkheads::Bulkheads,
+    databases::Databases,
+    definitions::Definitions,
+    failure::Backoff,
+    health::Health,
+    metrics::Metrics,
+    migrations::MigrationRuns,
+    placements::Placements,
+    queue::{Backlog, Queue},
+    rollout::Rollouts,
+    settings::OperatorArgs,
+    state::ChildState,
     workload::Looks,
 };
 use crate::{
@@ -27,8 +37,9 @@ use crate::{
         Application, ApplicationStatus, DatabaseServer, DatabaseServerStatus, Plan, PlanStatus, Pool, PoolStatus,
         Tenant, TenantStatus,
     },
-    cluster::{Cluster, Statuses},
+    cluster::{Cluster, Statuses, Watches},
     desired::{self, Catalog, hosts::HostIndex, naming},
+    term::Term,
 };
 
 /// How often a count in a status is written at most, where nothing else changed.
@@ -54,6 +65,13 @@ pub(super) struct World {
     pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
+    pub(super) watches: Watches,
+    pub(super) definitions: Arc<Definitions>,
+    pub(super) health: Health,
+    /// The term in which everything is written.
+    pub(super) term: Term,
+    /// Whether the operator was asked to end.
+    pub(super) stop: watch::Receiver<bool>,
 }
 
 /// The resources as the watches tell.
@@ -78,6 +96,19 @@ pub(super) struct Queues {
     pub(super) applications: Queue<Application>,
     pub(super) servers: Queue<DatabaseServer>,
     pub(super) pools: Queue<Pool>,
+}
+
+impl Queues {
+    /// What stands in each, by kind.
+    pub(super) fn backlogs(&self) -> [(&'static str, Backlog); 5] {
+        [
+            ("Tenant", self.tenants.backlog()),
+            ("Plan", self.plans.backlog()),
+            ("Application", self.applications.backlog()),
+            ("DatabaseServer", self.servers.backlog()),
+            ("Pool", self.pools.backlog()),
+        ]
+    }
 }
 
 /// Statuses that were written and that the watches have not brought yet.
@@ -216,6 +247,15 @@ impl Shared {
 }
 
 impl World {
+    /// Ready when the operator is asked to end.
+    pub(super) fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stop = self.stop.clone();
+        async move {
+            // Without its sender nobody can ask any more, and nobody is there to run for.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+
     pub(super) fn plan(&self, name: &str) -> Option<Arc<Plan>> {
         self.stores.plans.get(&ObjectRef::new(name))
     }

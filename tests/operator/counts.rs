@@ -55,7 +55,7 @@ async fn everything(client: &Client) -> BTreeSet<String> {
 }
 
 fn statements(operator: &Operator) -> u64 {
-    metric(operator, "tenantry_database_statements", "counted")
+    metric(operator, "tenantry_database_statements_total", "counted")
 }
 
 #[tokio::test]

@@ -102,6 +102,9 @@ impl Ground {
         command
             .args(["operator", "--namespace", NAMESPACE, "--listen", &format!("127.0.0.1:{port}")])
             .args(["--agent-image", "registry.example.com/tenantry:test"])
+            // One that comes back leads at once, as a container does in its pod, and an API server
+            // that a test takes away for a while ends none.
+            .args(["--lease-identity", "test", "--lease-duration", "120s", "--lease-renew-deadline", "100s"])
             .args(more)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("TENANTRY_LOG", std::env::var("TENANTRY_LOG").unwrap_or_else(|_| "info,tenantry=debug".into()))

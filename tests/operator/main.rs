@@ -14,6 +14,7 @@ mod ground;
 mod guarding;
 mod hosts;
 mod in_use;
+mod leaving;
 mod limits;
 mod migrating;
 mod outages;

@@ -85,7 +85,7 @@ impl<'a> Report<'a> {
         });
     }
 
-    /// The tenant is nowhere: it is placed anew.
+    /// The tenant is nowhere: it is placed anew, or let go.
     pub(super) fn clear_place(&mut self) {
         self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
         let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
