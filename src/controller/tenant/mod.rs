@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
+pub(super) use self::{finalize::drop_if_empty, place::note as note_place, recorded::Stranger};
 use self::{place::Place, status::Report, tiers::Change};
-pub(super) use self::{place::note as note_place, recorded::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,
