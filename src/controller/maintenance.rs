@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, world::World};
-use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
+use super::{databases::Connected, tenant, world::World};
+use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,7 +52,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &connected).await,
+            Turn::Due => {
+                wake_for_rotation(&world, &connected);
+                drop_due(&world, &connected).await
+            }
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -119,6 +122,17 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         world.metrics.repaired(name, report.repaired.len());
     }
     Ok(())
+}
+
+/// Has those tenants looked at whose login is to be rotated soon by its age.
+fn wake_for_rotation(world: &World, connected: &Connected) {
+    let soon = |record: &TenantRecord| {
+        let due = tenant::rotation_due(record, world.args.rotate_after);
+        record.state == TenantState::Live && due.is_some_and(|due| due <= tenant::ROTATION_SOON)
+    };
+    for (_, record) in connected.find(soon) {
+        world.queues.tenants.push(&record.name);
+    }
 }
 
 /// Drops retained data whose time has come, and records whose last events were sent.

@@ -12,8 +12,12 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
+pub(super) use self::{
+    credentials::{ROTATION_SOON, rotation_due},
+    place::note as note_place,
+    recover::Stranger,
+};
 use self::{place::Place, status::Report};
-pub(super) use self::{place::note as note_place, recover::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,
@@ -49,6 +53,7 @@ pub(super) async fn reconcile(tenant: Arc<Tenant>, world: Arc<World>) -> Outcome
     {
         doubt_server(&tenant, &world);
     }
+    world.statuses.tenants.settle(tenant.metadata.uid.as_deref().unwrap_or_default());
     outcome
 }
 
