@@ -15,7 +15,7 @@ help: ## List what can be made
 build: rust ## Build all programs
 	$(CARGO) build --workspace --bins
 
-demo: rust ## Start a cluster, the operator and a CRM for six customers; stay until Ctrl-C (ARGS=--once: try and end)
+demo: rust ## Start a cluster, the operator and a CRM for ten customers; stay until Ctrl-C (ARGS=--once: try and end)
 	$(CARGO) build --workspace --bins
 	@exec $(BIN)/devcluster demo $(ARGS)
 

@@ -4,6 +4,7 @@ use std::{
     env,
     io::{IsTerminal as _, stderr},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -15,6 +16,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
+
+/// How long answers that are under way may take when everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
@@ -55,7 +59,13 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     start_log(&cli)?;
     match cli.command {
-        Command::Operator(args) => Builder::new_multi_thread().enable_all().build()?.block_on(operator(args))?,
+        Command::Operator(args) => {
+            let runtime = Builder::new_multi_thread().enable_all().build()?;
+            let ended = runtime.block_on(operator(args));
+            // Tasks that nobody waits for (watches, a server's maintenance) end where they are.
+            runtime.shutdown_background();
+            ended?;
+        }
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;
@@ -80,21 +90,28 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
     let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
-    let calls = tenantry::cluster::Calls::default();
-    let client = tenantry::cluster::client(config, args.api_timeout, None, &calls).context("prepare a client")?;
-    let (operator, running) = controller::start(args, client).await?;
+    let end = ended()?;
+    let asked = async move {
+        end.await;
+        // Listens from here on: the first signal is not the second.
+        if let Ok(again) = ended() {
+            tokio::spawn(async move {
+                again.await;
+                tracing::warn!("asked to end once more: ending at once");
+                std::process::exit(1);
+            });
+        }
+    };
+    let (operator, running) = controller::start(args, config, asked).await?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(web.serve(operator, async {
         // The sender goes with this function, which ends the server as well.
         let _ = stopped.await;
     }));
-    let end = ended()?;
-    tokio::select! {
-        () = end => tracing::info!("ending"),
-        () = running => anyhow::bail!("the operator's queues ended by themselves"),
-    }
+    running.await?;
     drop(stop);
-    serving.await?
+    // Whoever still reads an answer has had long enough by then.
+    tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(Ok(())))?
 }
 
 /// Ready when the process is asked to end.

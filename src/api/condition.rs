@@ -23,6 +23,8 @@ pub enum ConditionType {
     CredentialsReady,
     /// The application's tables are at the newest version.
     Migrated,
+    /// The tenant's own namespace is there, with everything in it but its containers.
+    NamespaceReady,
     /// The containers that serve are available.
     WorkloadReady,
     /// The route leads to the tenant, and its parent has accepted it.
@@ -51,6 +53,7 @@ impl ConditionType {
             Self::DatabaseReady => "DatabaseReady",
             Self::CredentialsReady => "CredentialsReady",
             Self::Migrated => "Migrated",
+            Self::NamespaceReady => "NamespaceReady",
             Self::WorkloadReady => "WorkloadReady",
             Self::RouteReady => "RouteReady",
             Self::Available => "Available",

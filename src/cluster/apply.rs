@@ -90,7 +90,16 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// [`Error::Foreign`] where an object of that name is there that we didn't make.
     pub async fn apply(&self, object: &Object) -> Result<Applied> {
-        self.apply_as(object, desired_hash(&object.body)).await
+        self.bring(object, desired_hash(&object.body), false).await
+    }
+
+    /// The same as [`apply_as`](Self::apply_as) for an object of a namespace that we have only just made: nobody can have put
+    /// one of its name there, so that none is looked for.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_first(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, true).await
     }
 
     /// The same, where the caller knows the desired object by a hash of its own: one that can
@@ -99,12 +108,17 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub async fn apply_as(&self, object: &Object, hash: u64) -> Result<Applied> {
+        self.bring(object, hash, false).await
+    }
+
+    async fn bring(&self, object: &Object, hash: u64, nobody_else: bool) -> Result<Applied> {
         let key = Key::of(object);
         match self.children.observe(&key, hash) {
             Observed::InSync => return Ok(Applied::Unchanged),
             Observed::Absent => {
                 // An apply would merge with an object of the same name that is somebody else's.
-                let found = if is_watched_whole(key.kind) { None } else { self.read(&key).await? };
+                let known = nobody_else || is_watched_whole(key.kind);
+                let found = if known { None } else { self.read(&key).await? };
                 match found {
                     None => {
                         let created = self.create(&key, &object.body).await?;
@@ -190,15 +204,17 @@ impl<S: Clone + PartialEq> Cluster<S> {
     }
 
     /// Keeps a Deployment's replica count when an autoscaler takes it over: a field that
-    /// nobody owns any more would fall back to 1.
+    /// nobody owns any more would fall back to 1. From zero it goes to one, since an autoscaler
+    /// leaves alone what is scaled to zero.
     async fn hand_over_replicas(&self, key: &Key) -> Result<()> {
         let Some(live) = self.read(key).await? else { return Ok(()) };
         if !drift::owns_replicas(&live) {
             return Ok(());
         }
+        let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let body = json!({
             "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
-            "spec": {"replicas": live["spec"]["replicas"]},
+            "spec": {"replicas": replicas},
         });
         self.patch(key, "keep the replicas of", &PatchParams::apply(REPLICAS_MANAGER).force(), &Patch::Apply(body))
             .await?;

@@ -255,6 +255,11 @@ impl<S: Clone + PartialEq> Children<S> {
         self.lock().children.get(key).map(|child| child.uid.clone())
     }
 
+    /// Whose an object is.
+    pub fn owner(&self, key: &Key) -> Option<Owner> {
+        self.lock().children.get(key)?.owner.clone()
+    }
+
     /// The objects of an owner that we made.
     pub fn of_owner(&self, owner: &Owner) -> Vec<Key> {
         let maps = self.lock();

@@ -9,6 +9,7 @@ mod guard;
 mod lease;
 mod status;
 mod watch;
+mod watches;
 
 pub use apply::{Applied, Cluster, Deleted, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
@@ -19,3 +20,4 @@ pub use guard::{Call, Calls, TermOver};
 pub use lease::{Leadership, LeaseSettings, Lost, lead};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
 pub use watch::{Change, events, reflect, watch_children};
+pub use watches::{Watch, Watched, Watches};

@@ -111,7 +111,7 @@ fn rollout_changed<K: Resource>(
 
 /// Whether somebody took a tenant's status away.
 fn lost_its_place(change: &Change<Tenant>) -> bool {
-    let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.pool.is_some());
+    let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.database.is_some());
     change.old.as_ref().is_some_and(placed) && !change.new.as_ref().is_some_and(placed)
 }
 
@@ -289,6 +289,8 @@ fn push_sharing(world: &World, shares: impl Fn(&crate::api::SharedObjects) -> bo
         if application.spec.shared.as_ref().is_some_and(&shares) {
             let name = application.name_any();
             world.push_pools(|pool| pool.spec.application == name);
+            // Pooled tenants have none of it themselves.
+            world.push_tenants(|tenant| tenant.spec.application == name && tenant::has_own_namespace(tenant));
         }
     }
 }

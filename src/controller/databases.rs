@@ -52,6 +52,8 @@ pub(super) struct Connected {
     /// `verify-full` or `disable`.
     pub(super) sslmode: &'static str,
     databases: Mutex<HashMap<String, DatabaseIndex>>,
+    /// Databases that are being made: many tenants may come to a new one at the same time.
+    making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// What other clusters have here, by the Tenant's name and the Application's.
     strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
@@ -86,6 +88,7 @@ impl Connected {
             ca_pem,
             sslmode,
             databases: Mutex::default(),
+            making: Mutex::default(),
             strangers: Mutex::default(),
             health,
         }
@@ -147,12 +150,25 @@ impl Connected {
         strangers.get(&(tenant.to_owned(), application.to_owned())).cloned().unwrap_or_default()
     }
 
-    /// Notes that a database was made ready.
-    pub(super) fn set_ready(&self, database: &str, spec: DatabaseSpec) {
+    /// Makes a database, or brings it up to date, once in this process; sends nothing
+    /// afterwards.
+    pub(super) async fn ensure(&self, spec: DatabaseSpec) -> Result<()> {
+        if self.is_ready(&spec.name) {
+            return Ok(());
+        }
+        let making = || self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Arc::clone(making().entry(spec.name.clone()).or_default());
+        let _turn = turn.lock().await;
+        if self.is_ready(&spec.name) {
+            return Ok(());
+        }
+        self.server.ensure_database(&spec).await?;
+        making().remove(&spec.name);
         let mut databases = self.lock();
-        let index = databases.entry(database.to_owned()).or_default();
+        let index = databases.entry(spec.name).or_default();
         index.ready = true;
         index.purpose = Some(spec.purpose);
+        Ok(())
     }
 
     /// The plans of the tenants in a database, and those whose limits it has.

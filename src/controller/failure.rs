@@ -33,6 +33,18 @@ pub(super) enum Class {
     Obstructed,
 }
 
+impl Class {
+    /// As logs and metrics name it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Waiting => "waiting",
+            Self::Permanent => "permanent",
+            Self::Obstructed => "obstructed",
+        }
+    }
+}
+
 /// Why a reconcile could not finish.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -100,6 +112,12 @@ impl Backoff {
     /// The object is well.
     pub(super) fn reset(&self, object: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
+    }
+
+    /// How many times in a row an object has failed.
+    pub(super) fn failures(&self, object: &str) -> u32 {
+        let all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(object).map_or(0, |failures| failures.count)
     }
 
     /// How long to wait after this failure: doubled with each retry, spread by a quarter

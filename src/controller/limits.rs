@@ -1,13 +1,19 @@
 //! Plans' limits and Applications' meters, brought to the databases.
 
+use std::sync::Arc;
+
+use futures::{StreamExt as _, future::join_all};
+use kube::ResourceExt as _;
+
 use super::{databases::Connected, failure::Failure, world::World};
 use crate::{
-    api::{Application, MeterKind, MeterSource, Plan, Pool},
-    database::{self, Limit, MeterDefinition, Policy, Purpose},
+    api::{Application, MeterKind, MeterSource, Plan},
+    database::{self, DatabaseSpec, Limit, MeterDefinition, Policy, Purpose},
     desired::limits::{MeterPolicy, plan_limits},
 };
-use futures::future::join_all;
-use kube::ResourceExt as _;
+
+/// How many databases of a server get a plan's limits at a time.
+const DATABASES_AT_A_TIME: usize = 8;
 
 /// A plan's limits as the database takes them.
 pub(super) fn limits_of(plan: &Plan) -> Vec<Limit> {
@@ -71,35 +77,52 @@ pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failu
 /// The same on one server, which another one doesn't wait for.
 async fn plan_changed_on(world: &World, connected: &Connected, plan: &Plan) -> Result<(), Failure> {
     let name = plan.name_any();
-    let mut failure = None;
+    let mut outcomes = Vec::new();
     for database in connected.names() {
-        let fits = |application: std::sync::Arc<Application>| fits(plan, &application);
-        if !connected.uses_plan(&database, &name) || !pool_application(world, connected, &database).is_some_and(fits) {
-            continue;
-        }
-        if let Err(error) = ensure(connected, &database, plan).await {
-            failure.get_or_insert(error);
+        if concerns(world, connected, &database, plan, &name) {
+            outcomes.push(async move { ensure(connected, &database, plan).await });
         }
     }
-    failure.map_or(Ok(()), Err)
+    // Each dedicated tenant has a database of its own: one after the other takes its time.
+    let outcomes: Vec<_> = futures::stream::iter(outcomes).buffer_unordered(DATABASES_AT_A_TIME).collect().await;
+    outcomes.into_iter().collect()
 }
 
-fn pool_application(world: &World, connected: &Connected, database: &str) -> Option<std::sync::Arc<Application>> {
-    let Purpose::Pool(pool) = connected.purpose(database)? else { return None };
-    world.application(&world.pool(&pool)?.spec.application)
+/// Whether a database is to have a plan's limits.
+fn concerns(world: &World, connected: &Connected, database: &str, plan: &Plan, name: &str) -> bool {
+    connected.uses_plan(database, name)
+        && application_of(world, connected, database).is_some_and(|application| fits(plan, &application))
 }
 
-/// Brings an application's meters to a pool's database, if they aren't there yet.
-pub(super) async fn ensure_meters(
+/// The application whose tenants are in a database.
+fn application_of(world: &World, connected: &Connected, database: &str) -> Option<Arc<Application>> {
+    match connected.purpose(database)? {
+        Purpose::Pool(pool) => world.application(&world.pool(&pool)?.spec.application),
+        Purpose::Bridge(application) => world.application(&application),
+        Purpose::Dedicated(_) => world.application(&connected.find_in(database, |_| true).first()?.application),
+    }
+}
+
+/// Makes a database, or brings it up to date, with an application's meters in it. Sends
+/// nothing where that was done before.
+pub(super) async fn prepare(
+    world: &World,
     connected: &Connected,
     database: &str,
-    pool: &Pool,
+    purpose: Purpose,
     application: &Application,
 ) -> Result<(), Failure> {
-    let meters = meters_of(application);
-    if !connected.has_meters(database, &pool.spec.application, &meters) {
-        connected.server.set_meters(database, &pool.spec.application, &meters).await?;
-        connected.set_meters(database, &pool.spec.application, meters);
+    let spec = DatabaseSpec {
+        name: database.to_owned(),
+        cluster_id: world.facts.cluster_id.clone(),
+        purpose,
+        connection_limit: None,
+    };
+    connected.ensure(spec).await?;
+    let (name, meters) = (application.name_any(), meters_of(application));
+    if !connected.has_meters(database, &name, &meters) {
+        connected.server.set_meters(database, &name, &meters).await?;
+        connected.set_meters(database, &name, meters);
     }
     Ok(())
 }

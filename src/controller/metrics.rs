@@ -1,13 +1,40 @@
-//! What the operator counts about itself, in the Prometheus format.
+//! What the operator counts about itself, in the Prometheus format. docs/operations.md lists
+//! all of it. No label has as many values as there are tenants.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text::encode},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::Histogram,
+        info::Info,
+    },
     registry::Registry,
 };
 
-use super::failure::{Class, Failure};
-use crate::database::Statistics;
+use super::{
+    events::Outcomes,
+    failure::{Class, Failure},
+    process::Process,
+};
+use crate::{
+    cluster::{Calls, Watches},
+    database::Statistics,
+};
+
+/// Bounds of the time of a reconcile, in seconds: one with nothing to do takes less than a
+/// millisecond, a tenant's creation tens to hundreds, and a deadline ends it after a minute.
+const DURATIONS: [f64; 14] = [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {
@@ -16,67 +43,98 @@ struct Reconciled {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Retried {
+    kind: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfKind {
+    kind: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfServer {
     server: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct OfOutcome {
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// What is looked at when somebody asks, and not counted before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Observation {
+    pub(super) leads: bool,
+    pub(super) term: u64,
+    pub(super) definitions_current: bool,
+    /// Depth and oldest age, by kind.
+    pub(super) queues: Vec<(&'static str, usize, Duration)>,
+    /// Each server, and how many reconciles are at work on it.
+    pub(super) servers: Vec<(String, Statistics, usize)>,
+    /// Tenants by tier and by their condition Ready.
+    pub(super) tenants: BTreeMap<(String, String), usize>,
 }
 
 /// The operator's metrics.
 pub(super) struct Metrics {
     registry: Registry,
+    observed: Observed,
     reconciled: Family<Reconciled, Counter>,
-    statements: Family<OfServer, Gauge>,
-    connections: Family<OfServer, Gauge>,
-    away: Family<OfServer, Gauge>,
-    at_work: Family<OfServer, Gauge>,
+    durations: Family<OfKind, Histogram, fn() -> Histogram>,
+    retries: Family<Retried, Counter>,
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
+    events: Outcomes,
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
-        let mut registry = Registry::with_prefix("tenantry");
+    /// With the calls to the API server and the watches, which are counted where they are made.
+    pub(super) fn new(calls: Calls, watches: &Watches) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Process::new()));
+        let ours = registry.sub_registry_with_prefix("tenantry");
+        ours.register("build", "The version that runs", Info::new(Build { version: env!("CARGO_PKG_VERSION") }));
+        let observed = Observed::default();
+        ours.register_collector(Box::new(observed.clone()));
         let reconciled = Family::default();
-        registry.register("reconciles", "Reconciles by kind and result", reconciled.clone());
-        let statements = Family::default();
-        registry.register(
-            "database_statements",
-            "SQL statements sent to a server since it was connected",
-            statements.clone(),
+        ours.register("reconciles", "Reconciles that ended, by kind and result", reconciled.clone());
+        let durations: Family<OfKind, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(DURATIONS));
+        ours.register("reconcile_duration_seconds", "How long reconciles took", durations.clone());
+        let retries = Family::default();
+        ours.register(
+            "reconcile_retries",
+            "Reconciles that are to be tried again after a failure, by its class",
+            retries.clone(),
         );
-        let connections = Family::default();
-        registry.register(
-            "database_connections_in_use",
-            "Connections to a server that are in use, of those that its DatabaseServer allows",
-            connections.clone(),
-        );
-        let away = Family::default();
-        registry.register(
-            "database_away",
-            "1 while a server can't be reached and is only tried now and then",
-            away.clone(),
-        );
-        let at_work = Family::default();
-        registry.register(
-            "database_reconciles_running",
-            "Reconciles of Tenants and Pools that are at work on a server",
-            at_work.clone(),
-        );
+        ours.register("api_requests", "Calls to the API server", calls);
+        ours.register("watch_restarts", "Watches that failed and were begun again", watches.restarts());
         let ended_sessions = Family::default();
-        registry.register(
+        ours.register(
             "database_sessions_ended",
             "Sessions of tenants that were ended because a transaction was too old or the login closed",
             ended_sessions.clone(),
         );
         let repaired = Family::default();
-        registry.register(
+        ours.register(
             "database_settings_repaired",
             "Settings, privileges and memberships that differed from the records and were repaired",
             repaired.clone(),
         );
-        Self { registry, reconciled, statements, connections, away, at_work, ended_sessions, repaired }
+        let events = Outcomes::default();
+        ours.register("events", "Kubernetes Events, by what became of them", events.clone());
+        Self { registry, observed, reconciled, durations, retries, ended_sessions, repaired, events }
     }
 
-    pub(super) fn reconciled(&self, kind: &str, failure: Option<&Failure>) {
+    /// Counts a reconcile that ended; returns how the metric names its result.
+    pub(super) fn reconciled(&self, kind: &str, failure: Option<&Failure>, took: Duration) -> &'static str {
         let result = match failure.map(|failure| failure.class) {
             None => "completed",
             Some(Class::Waiting) => "waiting",
@@ -84,16 +142,18 @@ impl Metrics {
             Some(Class::Permanent | Class::Obstructed) => "refused",
         };
         self.reconciled.get_or_create(&Reconciled { kind: kind.to_owned(), result }).inc();
+        self.durations.get_or_create(&OfKind { kind: kind.to_owned() }).observe(took.as_secs_f64());
+        if let Some(failure) = failure {
+            self.retries.get_or_create(&Retried { kind: kind.to_owned(), class: failure.class.as_str() }).inc();
+        }
+        result
     }
 
-    /// What is known of a server at this moment.
-    pub(super) fn server(&self, server: &str, statistics: &Statistics, at_work: usize) {
-        let labels = OfServer { server: server.to_owned() };
-        self.statements.get_or_create(&labels).set(i64::try_from(statistics.statements).unwrap_or(i64::MAX));
-        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.connections.get_or_create(&labels).set(number(statistics.in_use));
-        self.away.get_or_create(&labels).set(i64::from(statistics.away));
-        self.at_work.get_or_create(&labels).set(number(at_work));
+    /// Counts a reconcile that a fault of this program ended.
+    pub(super) fn panicked(&self, kind: &str) {
+        self.reconciled.get_or_create(&Reconciled { kind: kind.to_owned(), result: "panicked" }).inc();
+        let class = Class::Transient.as_str();
+        self.retries.get_or_create(&Retried { kind: kind.to_owned(), class }).inc();
     }
 
     pub(super) fn ended_sessions(&self, server: &str, count: usize) {
@@ -104,11 +164,171 @@ impl Metrics {
         self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
     }
 
-    /// All metrics as text.
-    pub(super) fn text(&self) -> String {
+    /// Where Events are counted by what became of them.
+    pub(super) fn events(&self) -> Outcomes {
+        self.events.clone()
+    }
+
+    /// All metrics as text, with what was looked at for them.
+    pub(super) fn text(&self, observation: Observation) -> String {
+        *self.observed.0.lock().unwrap_or_else(PoisonError::into_inner) = observation;
         let mut text = String::new();
         // Writing to a String never fails.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+/// Tells the last observation.
+#[derive(Clone, Debug, Default)]
+struct Observed(Arc<Mutex<Observation>>);
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let now = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        single(&mut encoder, "leader", "1 while this process leads", i64::from(now.leads))?;
+        let term = i64::try_from(now.term).unwrap_or(i64::MAX);
+        single(&mut encoder, "leader_term", "The number of this process's term; 0 for a standby", term)?;
+        let current = i64::from(now.definitions_current);
+        single(
+            &mut encoder,
+            "definitions_current",
+            "1 while the installed definitions have all that this version uses",
+            current,
+        )?;
+        let of_kind = |kind: &&'static str| [("kind", (*kind).to_owned())];
+        gauges(
+            &mut encoder,
+            "queue_depth",
+            "Objects that wait for a reconcile",
+            now.queues.iter().map(|(kind, depth, _)| (of_kind(kind), *depth as f64)),
+        )?;
+        gauges(
+            &mut encoder,
+            "queue_oldest_age_seconds",
+            "How long the oldest object that waits for a reconcile has waited",
+            now.queues.iter().map(|(kind, _, oldest)| (of_kind(kind), oldest.as_secs_f64())),
+        )?;
+        gauges(
+            &mut encoder,
+            "tenants",
+            "Tenants by tier and by condition Ready",
+            now.tenants
+                .iter()
+                .map(|((tier, ready), count)| ([("tier", tier.clone()), ("ready", ready.clone())], *count as f64)),
+        )?;
+        let of_server = |server: &String| [("server", server.clone())];
+        counters(
+            &mut encoder,
+            "database_statements",
+            "SQL statements sent to a server",
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.statements)),
+        )?;
+        counters(
+            &mut encoder,
+            "database_connections_opened",
+            "Connections opened to a server",
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.connections)),
+        )?;
+        gauges(
+            &mut encoder,
+            "database_connections",
+            "Connections to a server that are in use",
+            now.servers.iter().map(|(name, of, _)| (of_server(name), of.in_use as f64)),
+        )?;
+        gauges(
+            &mut encoder,
+            "database_breaker_open",
+            "1 while a server counts as away and is not asked",
+            now.servers.iter().map(|(name, of, _)| (of_server(name), f64::from(u8::from(of.away)))),
+        )?;
+        gauges(
+            &mut encoder,
+            "database_reconciles_running",
+            "Reconciles of Tenants and Pools that are at work on a server",
+            now.servers.iter().map(|(name, _, running)| (of_server(name), *running as f64)),
+        )
+    }
+}
+
+fn single(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: i64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+}
+
+fn gauges<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, String); N], f64)>,
+) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    family(metric, values.map(|(labels, value)| (labels, ConstGauge::new(value))))
+}
+
+fn counters<const N: usize>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = ([(&'static str, String); N], u64)>,
+) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    family(metric, values.map(|(labels, value)| (labels, ConstCounter::new(value))))
+}
+
+fn family<const N: usize>(
+    mut encoder: MetricEncoder,
+    values: impl Iterator<Item = ([(&'static str, String); N], impl EncodeMetric)>,
+) -> fmt::Result {
+    for (labels, value) in values {
+        value.encode(encoder.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Call, Watched};
+
+    #[test]
+    fn everything_that_the_documentation_lists_is_there_and_nothing_else() {
+        let (calls, watches) = (Calls::default(), Watches::default());
+        let metrics = Metrics::new(calls.clone(), &watches);
+        // A family without a member is left out of the text.
+        calls.get_or_create(&Call { verb: "get", resource: "tenants".into(), code: "200".into() }).inc();
+        watches.restarts().get_or_create(&Watched { kind: "Tenant".into() }).inc();
+        metrics.reconciled("Tenant", Some(&Failure::transient("Away", "away")), Duration::from_millis(3));
+        metrics.ended_sessions("main", 1);
+        metrics.repaired("main", 1);
+        metrics.events().get_or_create(&OfOutcome { outcome: "sent" }).inc();
+        let observation = Observation {
+            queues: vec![("Tenant", 2, Duration::from_millis(1_500))],
+            servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
+            tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
+            ..Observation::default()
+        };
+        let text = metrics.text(observation);
+        assert!(text.contains("tenantry_database_statements_total{server=\"main\"} 7\n"), "{text}");
+        assert!(text.contains("tenantry_queue_oldest_age_seconds{kind=\"Tenant\"} 1.5\n"), "{text}");
+        assert!(text.contains("tenantry_tenants{tier=\"pooled\",ready=\"True\"} 3"), "{text}");
+        let there: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(|line| match line.split_once(' ').expect("a type") {
+                (name, "counter") => format!("{name}_total"),
+                (name, "info") => format!("{name}_info"),
+                (name, _) => name.to_owned(),
+            })
+            .collect();
+        let document = include_str!("../../docs/operations.md");
+        let table = document.split("## Metrics").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+        let rows = table.lines().filter(|line| line.starts_with("| `")).filter_map(|line| line.split('|').nth(1));
+        let mut listed: Vec<String> =
+            rows.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+        let mut there = there;
+        listed.sort();
+        there.sort();
+        assert_eq!(there, listed);
     }
 }

@@ -7,7 +7,11 @@ mod changes;
 mod conditions;
 mod connection;
 mod databases;
+mod definitions;
+mod events;
 mod failure;
+mod health;
+mod leader;
 mod limits;
 mod maintenance;
 mod metrics;
@@ -17,6 +21,7 @@ mod objects;
 mod placements;
 mod plan;
 mod pool;
+mod process;
 mod queue;
 mod rollout;
 mod routes;
@@ -32,30 +37,39 @@ pub use connection::server_config;
 pub use settings::OperatorArgs;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, Client, Resource, ResourceExt as _, runtime::reflector};
+use kube::{
+    Api, Client, Config, Resource, ResourceExt as _,
+    runtime::reflector::{self, ObjectRef},
+};
+use tokio::sync::watch;
 use tracing::info;
 
 use self::{
     bulkheads::Bulkheads,
     databases::Databases,
+    events::Events,
     failure::Backoff,
-    metrics::Metrics,
+    health::{Health, Phase, Signs},
+    metrics::{Metrics, Observation},
     migrations::MigrationRuns,
-    queue::Queue,
+    queue::{Queue, Work},
     rollout::Rollouts,
     streams::Writers,
     workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
 use crate::{
-    api::ANNOTATION_PAUSED,
-    cluster::{Children, Cluster},
+    api::{ANNOTATION_PAUSED, Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
+    cluster::{self, Calls, Children, Cluster, Watches},
+    term::Term,
 };
 
 /// How many objects of each resource but Tenant are reconciled at a time.
@@ -68,31 +82,86 @@ const FIRST_CONTACT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Operator {
     world: Arc<World>,
-    synced: Arc<AtomicBool>,
 }
 
 impl Operator {
-    /// Whether everything that is there is known, so that reconciles run.
-    pub fn is_ready(&self) -> bool {
-        self.synced.load(std::sync::atomic::Ordering::Acquire)
+    /// Whether the operator is ready: to take over, or, where it leads, at work.
+    ///
+    /// # Errors
+    /// Why it is not, and what to do about it.
+    pub fn readiness(&self) -> Result<&'static str, String> {
+        let world = &self.world;
+        health::judge(&Signs {
+            phase: world.health.phase(),
+            definitions: world.definitions.fault(),
+            dead_watch: world.watches.dead(Instant::now(), health::WATCH_PATIENCE),
+            oldest: world.queues.backlogs().into_iter().filter_map(|(_, backlog)| backlog.oldest).max(),
+            idle: world.health.idle(),
+            deadline: world.args.reconcile_deadline,
+        })
     }
 
-    /// The operator's metrics in the Prometheus text format.
+    /// The operator's metrics in the OpenMetrics text format.
     pub fn metrics(&self) -> String {
-        for (name, connected) in self.world.databases.all() {
-            self.world.metrics.server(&name, &connected.server.statistics(), self.world.bulkheads.taken(&name));
+        let world = &self.world;
+        let leads = matches!(world.health.phase(), Phase::Learning | Phase::Reconciling) && world.term.is_current();
+        let mut tenants = BTreeMap::new();
+        for tenant in world.stores.tenants.state().iter().filter(|_| leads) {
+            let status = tenant.status.as_ref();
+            let tier = status.and_then(|status| status.tier).map_or_else(|| "none".to_owned(), |tier| tier.to_string());
+            let ready = status.and_then(|status| find_condition(&status.conditions, ConditionType::Ready));
+            let ready = ready.map_or_else(|| "Unknown".to_owned(), |ready| ready.status.clone());
+            *tenants.entry((tier, ready)).or_insert(0) += 1;
         }
-        self.world.metrics.text()
+        let queues = world.queues.backlogs().into_iter();
+        let servers = world.databases.all().into_iter();
+        world.metrics.text(Observation {
+            leads,
+            term: world.term.number(),
+            definitions_current: world.definitions.fault().is_none(),
+            queues: queues.map(|(kind, backlog)| (kind, backlog.depth, backlog.oldest.unwrap_or_default())).collect(),
+            servers: servers
+                .map(|(name, connected)| {
+                    let running = world.bulkheads.taken(&name);
+                    (name, connected.server.statistics(), running)
+                })
+                .collect(),
+            tenants,
+        })
     }
 }
 
-/// Starts the operator; the future that is returned with it runs it until it is dropped.
+/// Prepares the operator; the future that is returned with it runs it until it was asked to
+/// end by `stop`, and then for as long as what is under way takes, within the grace for that.
+/// Until it leads, it only waits for that.
 ///
 /// # Errors
-/// When the cluster can't be asked who it is.
-pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operator, impl Future<Output = ()>)> {
+/// When flags don't fit together, or the cluster can't be asked who it is. Of the future: when
+/// it no longer leads; the process must end at once then.
+pub async fn start(
+    args: OperatorArgs,
+    config: Config,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<(Operator, impl Future<Output = anyhow::Result<()>>)> {
+    let lease = args.lease()?;
+    let term = if lease.is_some() { Term::of_standby() } else { Term::unlimited() };
+    let calls = Calls::default();
+    let client = |term: Option<Term>| {
+        cluster::client(config.clone(), args.api_timeout, term, &calls).context("prepare a client")
+    };
+    let instance = lease.as_ref().map_or_else(|| "tenantry".to_owned(), |lease| lease.identity.clone());
+    let lease = lease.map(|lease| anyhow::Ok((client(None)?, lease))).transpose()?;
+    let client = client(Some(term.clone()))?;
     let facts = facts(&client).await?;
-    info!(cluster = facts.cluster_id, "starting");
+    info!(version = env!("CARGO_PKG_VERSION"), cluster = facts.cluster_id, "starting");
+    let (stopping, stop_asked) = watch::channel(false);
+    tokio::spawn(async move {
+        stop.await;
+        // An error means that there is nobody left to tell.
+        let _ = stopping.send(true);
+        // Without a sender, whoever waits would take it for the end.
+        stopping.closed().await;
+    });
     let (tenants, tenants_writer) = reflector::store();
     let (plans, plans_writer) = reflector::store();
     let (applications, applications_writer) = reflector::store();
@@ -106,6 +175,10 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
     let (application_queue, application_requests) = Queue::new();
     let (server_queue, server_requests) = Queue::new();
     let (pool_queue, pool_requests) = Queue::new();
+    let watches = Watches::default();
+    let metrics = Metrics::new(calls, &watches);
+    let (events, lines) = Events::new(metrics.events());
+    tokio::spawn(events::send(client.clone(), instance, lines, metrics.events()));
     let world = Arc::new(World {
         settings: args.desired(),
         cluster: Cluster::new(client, Arc::new(Children::new(state::extract))),
@@ -126,7 +199,13 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         rollouts: Rollouts::default(),
         looks: Looks::default(),
         backoff: Backoff::default(),
-        metrics: Metrics::new(),
+        metrics,
+        watches,
+        events,
+        definitions: Arc::default(),
+        health: Health::default(),
+        term,
+        stop: stop_asked,
         args,
     });
     let writers = Writers {
@@ -139,45 +218,88 @@ pub async fn start(args: OperatorArgs, client: Client) -> anyhow::Result<(Operat
         config_maps: config_maps_writer,
         api_servers: api_servers_writer,
     };
-    let operator = Operator { world: Arc::clone(&world), synced: Arc::default() };
-    let synced = Arc::clone(&operator.synced);
-    let running = async move {
-        streams::start(&world, writers).await;
-        synced.store(true, std::sync::atomic::Ordering::Release);
-        info!("all resources are known");
-        let concurrency = world.args.concurrency;
-        let stores = &world.stores;
-        let rest = async {
-            // What a server says decides about its pools and tenants: it is asked first, so that
-            // nothing is written that the next moment takes back.
-            let servers: Vec<_> = stores.servers.state().iter().map(|server| server.name_any()).collect();
-            // One that doesn't answer holds nobody up for long.
-            let _ = tokio::time::timeout(FIRST_CONTACT, world.shared.all_tried(&servers)).await;
-            tokio::join!(
-                queue::work(Arc::clone(&world), stores.plans.clone(), plan_requests, FEW, plan::reconcile),
-                queue::work(
-                    Arc::clone(&world),
-                    stores.applications.clone(),
-                    application_requests,
-                    FEW,
-                    application::reconcile
-                ),
-                queue::work(Arc::clone(&world), stores.pools.clone(), pool_requests, FEW, pool::reconcile),
-                queue::work(
-                    Arc::clone(&world),
-                    stores.tenants.clone(),
-                    tenant_requests,
-                    concurrency,
-                    tenant::reconcile
-                ),
-            )
+    let requests = Requests {
+        tenants: tenant_requests,
+        plans: plan_requests,
+        applications: application_requests,
+        servers: server_requests,
+        pools: pool_requests,
+    };
+    let operator = Operator { world: Arc::clone(&world) };
+    let running = async move { leader::run(&world, lease, || work(&world, writers, requests)).await };
+    Ok((operator, running))
+}
+
+/// What comes out of the queues.
+struct Requests {
+    tenants: UnboundedReceiver<ObjectRef<Tenant>>,
+    plans: UnboundedReceiver<ObjectRef<Plan>>,
+    applications: UnboundedReceiver<ObjectRef<Application>>,
+    servers: UnboundedReceiver<ObjectRef<DatabaseServer>>,
+    pools: UnboundedReceiver<ObjectRef<Pool>>,
+}
+
+/// Learns what is there and reconciles it, until the operator is asked to end.
+async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
+    tokio::select! {
+        () = streams::start(world, writers) => {}
+        () = world.stopping() => return,
+    }
+    world.health.set_phase(Phase::Reconciling);
+    info!("all resources are known");
+    let stores = &world.stores;
+    let servers = queue::work(
+        Arc::clone(world),
+        Work {
+            store: stores.servers.clone(),
+            requests: requests.servers,
+            queue: |world| &world.queues.servers,
+            concurrency: FEW,
+            reconcile: server::reconcile,
+        },
+    );
+    let rest = async {
+        // What a server says decides about its pools and tenants: it is asked first, so that
+        // nothing is written that the next moment takes back.
+        let all: Vec<_> = stores.servers.state().iter().map(|server| server.name_any()).collect();
+        // One that doesn't answer holds nobody up for long.
+        let _ = tokio::time::timeout(FIRST_CONTACT, world.shared.all_tried(&all)).await;
+        let plans = Work {
+            store: stores.plans.clone(),
+            requests: requests.plans,
+            queue: |world| &world.queues.plans,
+            concurrency: FEW,
+            reconcile: plan::reconcile,
+        };
+        let applications = Work {
+            store: stores.applications.clone(),
+            requests: requests.applications,
+            queue: |world| &world.queues.applications,
+            concurrency: FEW,
+            reconcile: application::reconcile,
+        };
+        let pools = Work {
+            store: stores.pools.clone(),
+            requests: requests.pools,
+            queue: |world| &world.queues.pools,
+            concurrency: FEW,
+            reconcile: pool::reconcile,
+        };
+        let tenants = Work {
+            store: stores.tenants.clone(),
+            requests: requests.tenants,
+            queue: |world| &world.queues.tenants,
+            concurrency: world.args.concurrency,
+            reconcile: tenant::reconcile,
         };
         tokio::join!(
-            queue::work(Arc::clone(&world), stores.servers.clone(), server_requests, FEW, server::reconcile),
-            rest,
-        );
+            queue::work(Arc::clone(world), plans),
+            queue::work(Arc::clone(world), applications),
+            queue::work(Arc::clone(world), pools),
+            queue::work(Arc::clone(world), tenants),
+        )
     };
-    Ok((operator, running))
+    tokio::join!(servers, rest);
 }
 
 async fn facts(client: &Client) -> anyhow::Result<Facts> {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use k8s_openapi::ByteString;
@@ -16,9 +17,13 @@ use super::{
 };
 use crate::{
     api::Application,
-    cluster::{Key, Owner},
+    cluster::{self, Applied, ErrorClass, Key, Owner, desired_hash},
     desired::{self, Kind, Object, SharedContent, naming},
 };
+
+/// How many milliseconds it is waited, again and again, for the rights in a namespace that was made just now.
+/// The API server's authorizer learns of them from a watch of its own, which tells nobody.
+const RIGHTS_ARRIVE: [u64; 5] = [10, 20, 40, 80, 160];
 
 /// The objects of one owner in a namespace of its own, while they are applied.
 ///
@@ -28,6 +33,8 @@ pub(super) struct Namespaced<'a> {
     world: &'a Arc<World>,
     owner: Owner,
     namespace: &'a str,
+    /// Whether the namespace was made by this look at it.
+    is_new: bool,
     wanted: HashSet<Key>,
     /// Where a tenant's templates come from; nothing for a pool.
     sources: Option<Box<Sources<'a>>>,
@@ -38,7 +45,7 @@ pub(super) struct Namespaced<'a> {
 impl<'a> Namespaced<'a> {
     /// Begins with the namespace of an owner.
     pub(super) fn new(world: &'a Arc<World>, owner: Owner, namespace: &'a str) -> Self {
-        Self { world, owner, namespace, wanted: HashSet::new(), sources: None, failure: None }
+        Self { world, owner, namespace, is_new: false, wanted: HashSet::new(), sources: None, failure: None }
     }
 
     /// Says where a tenant's pod templates come from, by component, so that what its own spec
@@ -69,29 +76,59 @@ impl<'a> Namespaced<'a> {
                 continue;
             }
             let rights = object.kind == Kind::RoleBinding && object.name == naming::NAMESPACE_ROLE;
-            let applied = self.world.cluster.apply(&object).await;
+            let applied = self.apply_one(&object).await;
             self.keep(Key::of(&object));
-            if let Err(error) = applied {
-                let error = Failure::from(error);
-                if rights || object.kind == Kind::Namespace {
-                    return Err(error);
+            match applied {
+                Ok(applied) => {
+                    self.is_new |= object.kind == Kind::Namespace && applied == Applied::Created;
+                    // New rights arrive a moment later: a watch that came before them would
+                    // wait longer than a write that is tried again.
+                    if rights && !self.is_new || !rights && object.kind != Kind::Namespace {
+                        namespaces::watch(self.world, self.namespace, &self.owner);
+                    }
                 }
-                self.failure.get_or_insert(error);
-            }
-            if rights {
-                namespaces::watch(self.world, self.namespace);
+                Err(error) => {
+                    let error = Failure::from(error);
+                    if rights || object.kind == Kind::Namespace {
+                        return Err(error);
+                    }
+                    self.failure.get_or_insert(error);
+                }
             }
         }
-        let applied = rollout::apply(self.world, &self.owner, &deployments, self.sources.as_deref()).await;
+        let applied = rollout::apply(self.world, &self.owner, &deployments, self.is_new, self.sources.as_deref()).await;
         if let Some(error) = applied.into_iter().find_map(Result::err) {
             self.failure.get_or_insert(error.into());
         }
         Ok(())
     }
 
+    async fn apply_one(&self, object: &Object) -> cluster::Result<Applied> {
+        let cluster = &self.world.cluster;
+        if !self.is_new {
+            return cluster.apply(object).await;
+        }
+        let mut pauses = RIGHTS_ARRIVE.iter();
+        loop {
+            match cluster.apply_first(object, desired_hash(&object.body)).await {
+                // The rights that were given just now arrive a moment later.
+                Err(error) if error.class() == ErrorClass::Waiting => match pauses.next() {
+                    Some(pause) => tokio::time::sleep(Duration::from_millis(*pause)).await,
+                    None => return Err(error),
+                },
+                other => return other,
+            }
+        }
+    }
+
     /// Notes that an object is wanted that somebody else applies.
     pub(super) fn keep(&mut self, key: Key) {
         self.wanted.insert(key);
+    }
+
+    /// The first object that was refused since this was asked last.
+    pub(super) fn refused(&mut self) -> Option<Failure> {
+        self.failure.take()
     }
 
     /// Removes what the owner no longer has.

@@ -20,7 +20,7 @@ use crate::{
         keep_conditions, merge_conditions,
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
-    database::{DatabaseSpec, Purpose},
+    database::Purpose,
     desired::{Catalog as _, Kind, PoolInput, join_faults, naming, pool_capacity, pool_faults, pool_objects},
 };
 
@@ -155,17 +155,7 @@ async fn prepare(pool: &Pool, application: &Application, world: &World) -> Resul
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", pool.spec.server))
     })?;
     let database = Pool::database_name(&name);
-    let spec = DatabaseSpec {
-        name: database.clone(),
-        cluster_id: world.facts.cluster_id.clone(),
-        purpose: Purpose::Pool(name.clone()),
-        connection_limit: None,
-    };
-    if !connected.is_ready(&database) {
-        connected.server.ensure_database(&spec).await?;
-        connected.set_ready(&database, spec);
-    }
-    limits::ensure_meters(&connected, &database, pool, application).await?;
+    limits::prepare(world, &connected, &database, Purpose::Pool(name), application).await?;
     // The server may have been away while a plan changed.
     for plan in connected.plans_in(&database) {
         if let Some(plan) = world.plan(&plan).filter(|plan| limits::fits(plan, application)) {
@@ -190,7 +180,7 @@ fn server_is_up(world: &World, server: &str) -> Result<(), Failure> {
 async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts: &[Verdict]) -> Outcome {
     let name = pool.name_any();
     let old = world.statuses.pools.current(pool, pool.status.as_ref()).unwrap_or_default();
-    let tenants = i64::from(world.shared.placements().count(&name));
+    let tenants = i64::from(world.shared.placements().count_in_pool(&name));
     let mut conditions = merge_conditions(&old.conditions, verdicts, pool.metadata.generation, now());
     keep_conditions(&mut conditions, &old.conditions, &CONCERNS);
     let status = PoolStatus {
@@ -205,14 +195,16 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     {
         return Ok(Some(wait));
     }
-    world.statuses.pools.write(world.cluster.client(), pool, pool.status.as_ref(), &status).await?;
+    if world.statuses.pools.write(world.cluster.client(), pool, pool.status.as_ref(), &status).await? {
+        world.events.transitions(pool, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }
 
 /// Removes a pool that no tenant is in: its workloads, its database, its namespace.
 async fn finalize(pool: &Pool, world: &Arc<World>) -> Outcome {
     let name = pool.name_any();
-    let tenants = world.shared.placements().count(&name);
+    let tenants = world.shared.placements().count_in_pool(&name);
     if tenants > 0 {
         let message = format!("{tenants} Tenants are in this Pool: delete them first");
         return write(pool, world, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;

@@ -27,7 +27,7 @@ pub(super) fn spawn_http_routes(world: &Arc<World>) -> mpsc::Receiver<()> {
     tokio::spawn(async move {
         let api: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(world.cluster.client().clone());
         let config = watcher::Config::default().fields(&format!("metadata.name={HTTP_ROUTES}"));
-        let mut definitions = events(api, config, "CustomResourceDefinition".into());
+        let mut definitions = events(api, config, world.watches.of("CustomResourceDefinition"));
         let mut watches: Vec<tokio::task::JoinHandle<()>> = Vec::new();
         let mut present = false;
         while let Some(event) = definitions.next().await {
@@ -75,7 +75,8 @@ pub(super) fn spawn_foreign(world: &Arc<World>, kind: Kind) -> tokio::task::Join
     tokio::spawn(async move {
         let api: Api<DynamicObject> = Api::all_with(world.cluster.client().clone(), &api_resource(kind));
         let selector = format!("{}!={}", crate::api::LABEL_MANAGED_BY, crate::api::MANAGED_BY);
-        let mut routes = events(api, watcher::Config::default().labels(&selector), kind.to_string());
+        let mut routes =
+            events(api, watcher::Config::default().labels(&selector), world.watches.of(format!("Foreign{kind}")));
         let mut listed = BTreeSet::new();
         let mut known = BTreeSet::new();
         while let Some(event) = routes.next().await {

@@ -116,6 +116,8 @@ async fn load(
         }
         return Ok(());
     };
+    // Before anything is read: what an earlier leader has begun there is done by then.
+    connected.server.fence(&database.name).await?;
     let records = connected.server.records(&database.name).await?;
     let limits = connected.server.plan_limits(&database.name).await?;
     connected.load(database, records, limits);
@@ -154,7 +156,7 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
         Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),
         Tls::Disable => (None, "disable"),
     };
-    let connection = Server::new(config)?;
+    let connection = Server::within(config, world.term.clone())?;
     let info = connection.check().await.map_err(refused)?;
     let connected = Arc::new(Connected::new(connection, hash, info.clone(), ca_pem, sslmode));
     let adopt = to_adopt(server, world);
@@ -165,7 +167,12 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     maintenance::start(world, &name, &connected);
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
-    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some());
+    // Pools see to their tenants' databases.
+    let looks_after_its_own = |tenant: &crate::api::Tenant| {
+        let server = tenant.status.as_ref().and_then(|status| status.database.as_ref()).map(|it| it.server.as_str());
+        server == Some(name.as_str()) && super::tenant::has_own_namespace(tenant)
+    };
+    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some() || looks_after_its_own(tenant));
     Ok(info)
 }
 
@@ -181,7 +188,7 @@ async fn write(
     // Where two DatabaseServers lead to one PostgreSQL, a pool's database is its own server's.
     let is_here = |connected: &Connected, database: &str| match connected.purpose(database) {
         Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
-        _ => true,
+        _ => world.shared.placements().server_of(database).is_none_or(|server| server == name),
     };
     let databases = world.databases.get(&name).map_or(old.databases, |connected| {
         let here = connected.names().iter().filter(|database| is_here(&connected, database)).count();
@@ -202,7 +209,9 @@ async fn write(
     if let Some(wait) = super::count_only(world, server, counts == status && old != status) {
         return Ok(Some(wait));
     }
-    world.statuses.servers.write(world.cluster.client(), server, server.status.as_ref(), &status).await?;
+    if world.statuses.servers.write(world.cluster.client(), server, server.status.as_ref(), &status).await? {
+        world.events.transitions(server, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }
 

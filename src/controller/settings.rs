@@ -6,6 +6,11 @@ use clap::Args;
 
 use crate::{cluster::LeaseSettings, database::OverlapTimes, desired};
 
+/// The agent's image where nobody chooses one. It stands in pod templates, so it does not
+/// follow the operator's own version: it is raised on purpose, together with the chart's
+/// `agent.image.tag`, when the agent itself has changed.
+const AGENT_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
+
 /// Flags of `tenantry operator`.
 #[derive(Args, Clone, Debug)]
 pub struct OperatorArgs {
@@ -18,8 +23,8 @@ pub struct OperatorArgs {
     /// Where health and metrics are served
     #[arg(long, env = "TENANTRY_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
-    /// The image that the agent's sidecar runs
-    #[arg(long, env = "TENANTRY_AGENT_IMAGE", default_value = concat!("ghcr.io/tenantry/tenantry:", env!("CARGO_PKG_VERSION")))]
+    /// The image that the agent's sidecar runs; a change restarts the pods of all pools
+    #[arg(long, env = "TENANTRY_AGENT_IMAGE", default_value = AGENT_IMAGE)]
     pub agent_image: String,
     /// When the agent's image is pulled (Always, IfNotPresent, Never)
     #[arg(long, env = "TENANTRY_AGENT_PULL_POLICY")]

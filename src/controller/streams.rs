@@ -12,7 +12,12 @@ use kube::{
 };
 use tokio::sync::mpsc;
 
-use super::{changes, namespaces::push_owner, rollout, routes, world::World};
+use super::{
+    changes,
+    namespaces::{self, push_owner},
+    rollout, routes,
+    world::World,
+};
 use crate::{
     api::{Application, DatabaseServer, Plan, Pool, Tenant},
     cluster::{Change, reflect, watch_children},
@@ -22,11 +27,12 @@ use crate::{
 /// The kinds of ours that are watched in the whole cluster. Secrets and ConfigMaps are
 /// watched by namespace, HTTPRoutes once the cluster serves them, ControllerRevisions in the
 /// operator's namespace.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Namespace,
     Kind::RoleBinding,
     Kind::ServiceAccount,
     Kind::ResourceQuota,
+    Kind::LimitRange,
     Kind::NetworkPolicy,
     Kind::Service,
     Kind::PodDisruptionBudget,
@@ -70,7 +76,8 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     let api = Api::namespaced(client.clone(), "default");
     let of_api_server = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
     let changed = Arc::clone(world);
-    tokio::spawn(reflect(api, of_api_server, api_servers, move |_| changed.push_pools(|_| true)));
+    let watch = world.watches.of("EndpointSlice");
+    tokio::spawn(reflect(api, of_api_server, api_servers, watch, move |_| changed.push_pools(|_| true)));
     let stores = &world.stores;
     // An error means that a watch's task ended, which none does.
     let _ = tokio::join!(
@@ -92,12 +99,7 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     for mut list in lists {
         let _ = list.recv().await;
     }
-    for pool in world.stores.pools.state() {
-        let namespace = pool.status.as_ref().and_then(|status| status.namespace.clone());
-        if let Some(namespace) = namespace {
-            super::namespaces::watch(world, &namespace);
-        }
-    }
+    namespaces::watch_all(world);
 }
 
 fn spawn_reflect<K>(
@@ -108,8 +110,9 @@ fn spawn_reflect<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
+    let watch = world.watches.of(K::kind(&()));
     let world = Arc::clone(world);
-    tokio::spawn(reflect(api, watcher::Config::default(), writer, move |change| changed(&world, &change)));
+    tokio::spawn(reflect(api, watcher::Config::default(), writer, watch, move |change| changed(&world, &change)));
 }
 
 /// Watches our objects of a kind; the receiver gets a word when they were listed.
@@ -131,6 +134,7 @@ pub(super) fn children(
         kind,
         namespace,
         world.cluster.shared_children(),
+        world.watches.of(kind.to_string()),
         move |owner| {
             push_owner(&tell, &owner);
             if kind == Kind::Deployment {

@@ -1,7 +1,7 @@
 //! What every controller can see.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,11 +15,22 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    bulkheads::Bulkheads, databases::Databases, failure::Backoff, metrics::Metrics, migrations::MigrationRuns,
-    placements::Placements, queue::Queue, rollout::Rollouts, settings::OperatorArgs, state::ChildState,
+    bulkheads::Bulkheads,
+    databases::Databases,
+    definitions::Definitions,
+    events::Events,
+    failure::Backoff,
+    health::Health,
+    metrics::Metrics,
+    migrations::MigrationRuns,
+    placements::Placements,
+    queue::{Backlog, Queue},
+    rollout::Rollouts,
+    settings::OperatorArgs,
+    state::ChildState,
     workload::Looks,
 };
 use crate::{
@@ -27,8 +38,9 @@ use crate::{
         Application, ApplicationStatus, DatabaseServer, DatabaseServerStatus, Plan, PlanStatus, Pool, PoolStatus,
         Tenant, TenantStatus,
     },
-    cluster::{Cluster, Statuses},
+    cluster::{Cluster, Statuses, Watches},
     desired::{self, Catalog, hosts::HostIndex, naming},
+    term::Term,
 };
 
 /// How often a count in a status is written at most, where nothing else changed.
@@ -54,6 +66,14 @@ pub(super) struct World {
     pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
+    pub(super) watches: Watches,
+    pub(super) definitions: Arc<Definitions>,
+    pub(super) health: Health,
+    pub(super) events: Events,
+    /// The term in which everything is written.
+    pub(super) term: Term,
+    /// Whether the operator was asked to end.
+    pub(super) stop: watch::Receiver<bool>,
 }
 
 /// The resources as the watches tell.
@@ -78,6 +98,19 @@ pub(super) struct Queues {
     pub(super) applications: Queue<Application>,
     pub(super) servers: Queue<DatabaseServer>,
     pub(super) pools: Queue<Pool>,
+}
+
+impl Queues {
+    /// What stands in each, by kind.
+    pub(super) fn backlogs(&self) -> [(&'static str, Backlog); 5] {
+        [
+            ("Tenant", self.tenants.backlog()),
+            ("Plan", self.plans.backlog()),
+            ("Application", self.applications.backlog()),
+            ("DatabaseServer", self.servers.backlog()),
+            ("Pool", self.pools.backlog()),
+        ]
+    }
 }
 
 /// Statuses that were written and that the watches have not brought yet.
@@ -106,18 +139,24 @@ pub(super) struct Shared {
     /// Tenants that wait for a place.
     waiting: Mutex<BTreeSet<String>>,
     /// Namespaces whose Secrets and ConfigMaps are watched.
-    namespaces: Mutex<HashMap<String, Listing>>,
+    namespaces: Mutex<HashMap<String, Watched>>,
     counted: Mutex<HashMap<String, Instant>>,
     /// DatabaseServers that were tried once, whether they answered or not.
     tried: watch::Sender<BTreeSet<String>>,
 }
 
-/// How a watch of a namespace stands.
-enum Listing {
-    /// Begun at this time, not complete.
-    Since(Instant),
-    /// All that is there is known.
-    Complete,
+/// A namespace that is watched.
+struct Watched {
+    begun: Instant,
+    /// Whether all that is there is known.
+    listed: watch::Receiver<bool>,
+    task: AbortHandle,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,40 +198,40 @@ impl Shared {
         lock(&self.waiting).iter().cloned().collect()
     }
 
-    /// Notes that a namespace is watched from now on; false if it was before.
-    pub(super) fn begin_namespace(&self, namespace: &str) -> bool {
+    /// Watches a namespace from now on, by a task that is told how to say that it knows all that
+    /// is there; does nothing where it is watched already.
+    pub(super) fn watch_namespace(&self, namespace: &str, spawn: impl FnOnce(watch::Sender<bool>) -> AbortHandle) {
         let mut namespaces = lock(&self.namespaces);
-        if namespaces.contains_key(namespace) {
-            return false;
-        }
-        namespaces.insert(namespace.to_owned(), Listing::Since(Instant::now()));
-        true
-    }
-
-    /// Notes that a watched namespace was listed.
-    pub(super) fn namespace_listed(&self, namespace: &str) {
-        if let Some(listed) = lock(&self.namespaces).get_mut(namespace) {
-            *listed = Listing::Complete;
+        if !namespaces.contains_key(namespace) {
+            let (sender, listed) = watch::channel(false);
+            let watched = Watched { begun: Instant::now(), listed, task: spawn(sender) };
+            namespaces.insert(namespace.to_owned(), watched);
         }
     }
 
     /// Whether all that is in a namespace is known.
     pub(super) fn is_listed(&self, namespace: &str) -> bool {
-        matches!(lock(&self.namespaces).get(namespace), Some(Listing::Complete))
+        lock(&self.namespaces).get(namespace).is_some_and(|watched| *watched.listed.borrow())
+    }
+
+    /// Waits until all that is in a watched namespace is known, or patience ends.
+    pub(super) async fn listed(&self, namespace: &str, patience: Duration) {
+        let Some(mut listed) = lock(&self.namespaces).get(namespace).map(|watched| watched.listed.clone()) else {
+            return;
+        };
+        // Who comes too late, or to a watch that was given up, asks `is_listed` what is.
+        let _ = tokio::time::timeout(patience, listed.wait_for(|listed| *listed)).await;
     }
 
     /// Whether a namespace is being listed and that is no matter of concern yet.
     pub(super) fn is_being_listed(&self, namespace: &str) -> bool {
-        matches!(lock(&self.namespaces).get(namespace), Some(Listing::Since(begun)) if begun.elapsed() < LISTING)
+        let namespaces = lock(&self.namespaces);
+        namespaces.get(namespace).is_some_and(|watched| !*watched.listed.borrow() && watched.begun.elapsed() < LISTING)
     }
 
+    /// Gives a namespace up.
     pub(super) fn end_namespace(&self, namespace: &str) {
         lock(&self.namespaces).remove(namespace);
-    }
-
-    /// The namespaces that are watched.
-    pub(super) fn watched(&self) -> HashSet<String> {
-        lock(&self.namespaces).keys().cloned().collect()
     }
 
     /// Whether a count may be written now, or in how long.
@@ -210,6 +249,15 @@ impl Shared {
 }
 
 impl World {
+    /// Ready when the operator is asked to end.
+    pub(super) fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stop = self.stop.clone();
+        async move {
+            // Without its sender nobody can ask any more, and nobody is there to run for.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+
     pub(super) fn plan(&self, name: &str) -> Option<Arc<Plan>> {
         self.stores.plans.get(&ObjectRef::new(name))
     }

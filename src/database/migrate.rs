@@ -97,6 +97,7 @@ impl Server {
         };
         let (client, _place) = self.pool.migrate(&login).await?;
         for file in files {
+            self.pool.check_term()?;
             self.pool.count(9);
             let text = transaction(id, file, config.timeouts.migration_lock.as_millis());
             match self.pool.answer(None, client.batch_execute(&text)).await {

@@ -18,9 +18,12 @@ use super::server::{Endpoint, ServerConfig};
 use super::sql::Script;
 use super::tls::{Connector, explain};
 use super::types::Statistics;
+use crate::term::Term;
 
 /// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
 const LIFETIME: Duration = Duration::from_secs(600);
+/// SQLSTATE of `tenantry.hold_fence`: the database knows a later leader.
+const OVERTAKEN: &str = "TN010";
 /// For the few statements that make or drop a whole database.
 const LONG: Duration = Duration::from_secs(300);
 
@@ -35,10 +38,10 @@ pub(super) struct Pool {
     /// For the tenants' endpoint, which may be away while the server is there.
     endpoint_breaker: Breaker,
     counters: Counters,
+    /// Nothing is sent once it is over; its number is what transactions are fenced with.
+    term: Term,
     /// How many times the server was found to answer nobody, for those who wait for an answer.
     silences: watch::Sender<u64>,
-    /// Highest wins; 0 until a leader said who it is.
-    pub(super) fence: AtomicU64,
 }
 
 #[derive(Default)]
@@ -77,7 +80,7 @@ pub(super) struct Login<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
+    pub(super) fn new(config: ServerConfig, term: Term) -> Result<Arc<Self>> {
         if config.connections == 0 {
             return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
         }
@@ -89,8 +92,8 @@ impl Pool {
             breaker: Breaker::new(config.timeouts.breaker),
             endpoint_breaker: Breaker::new(config.timeouts.breaker),
             counters: Counters::default(),
+            term,
             silences: watch::Sender::default(),
-            fence: AtomicU64::new(0),
             config,
         }))
     }
@@ -114,8 +117,24 @@ impl Pool {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether this process may still send anything. Transactions are fenced as well; this is
+    /// for what can't be in one, and says sooner what is the matter.
+    pub(super) fn check_term(&self) -> Result<()> {
+        if self.term.is_current() {
+            return Ok(());
+        }
+        Err(Error::transient("this process no longer leads: nothing is sent"))
+    }
+
+    /// The term that everything is sent in.
+    pub(super) fn term(&self) -> &Term {
+        &self.term
+    }
+
     /// A connection to a database as the admin.
     pub(super) async fn get(self: &Arc<Self>, database: &str) -> Result<Connection> {
+        // Before the breaker is asked: that this process doesn't lead says nothing about the server.
+        self.check_term()?;
         // Who is not let through doesn't wait for a place either.
         drop(self.breaker.attempt()?);
         let place = self.place(&self.places, &self.breaker).await?;
@@ -184,6 +203,7 @@ impl Pool {
 
     /// Logs in through the tenants' endpoint.
     pub(super) async fn visit(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
+        self.check_term()?;
         // Where tenants go the operator's own way, what one finds out holds for the other.
         let breaker = if self.config.endpoint.is_none() { &self.breaker } else { &self.endpoint_breaker };
         drop(breaker.attempt()?);
@@ -282,6 +302,7 @@ impl Pool {
 
     /// Opens a connection, for the admin or as a tenant's login, within the time for that.
     pub(super) async fn log_in(&self, login: &Login<'_>) -> Result<Client> {
+        self.check_term()?;
         let Endpoint { host, port } = login.endpoint;
         let mut config = tokio_postgres::Config::new();
         config
@@ -383,6 +404,7 @@ impl Connection {
         sql: &str,
         params: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
+        self.place.pool.check_term()?;
         self.place.pool.count(1);
         self.clean = false;
         let answer = self.place.pool.answer(Some(self.patience()), self.client().query_typed(sql, params)).await;
@@ -393,8 +415,14 @@ impl Connection {
 
     /// Runs a script as one transaction, behind the fence.
     pub(super) async fn run(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
-        let fence = self.place.pool.fence.load(Ordering::Relaxed);
-        self.transaction(doing, script, (fence > 0).then_some(fence)).await
+        let number = self.place.pool.term.number();
+        let result = self.transaction(doing, script, (number > 0).then_some(number)).await;
+        if result.as_ref().is_err_and(|error| error.sqlstate() == Some(OVERTAKEN)) {
+            let rows = self.query(doing, "SELECT fence FROM tenantry.database", &[]).await?;
+            let seen: i64 = rows.first().map_or(0, |row| row.get(0));
+            self.place.pool.term.overtaken(u64::try_from(seen).unwrap_or(0));
+        }
+        result
     }
 
     /// Runs a script as one transaction where there is no fence yet, or none to be had.
@@ -421,6 +449,7 @@ impl Connection {
     }
 
     async fn send(&mut self, doing: &str, text: &str, count: u64, patience: Duration) -> Result<Vec<SimpleQueryRow>> {
+        self.place.pool.check_term()?;
         self.place.pool.count(count);
         self.clean = false;
         let answer = self.place.pool.answer(Some(patience), self.client().simple_query(text)).await;

@@ -117,6 +117,10 @@ impl Server {
                         "database {name:?} still holds {tenants} tenants and {unsent} usage events that nobody has acknowledged"
                     )));
                 }
+                // DROP DATABASE can't be in a transaction, so the fence is asked just before.
+                if self.pool.term().number() > 0 {
+                    connection.run("can't drop the database", &Script::new()).await?;
+                }
             }
             Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {}
             // Only begun: nobody was ever in it.

@@ -1,15 +1,16 @@
 //! A server that tenants live on, and what the admin's login can do there.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::identity::{Password, TenantId};
 use super::pool::{Connection, Pool};
-use super::sql::ident;
+use super::sql::{Script, ident};
+use super::tenants::end_sessions;
 use super::types::{DatabaseMark, DatabaseRecord, Purpose, ServerInfo, Statistics};
+use crate::term::Term;
 
 /// The role that every database of the operator belongs to, and schema `tenantry` in it. It has no
 /// login, no attribute and no membership, so nobody but the admin gets what is its.
@@ -185,16 +186,45 @@ const CHECK: &str = "
       FROM pg_roles r WHERE r.rolname = current_user";
 
 impl Server {
-    /// Prepares a server. Nothing is sent yet; a CA that can't be read is an error.
+    /// Prepares a server for a process that has no rivals. Nothing is sent yet; a CA that can't
+    /// be read is an error.
     pub fn new(config: ServerConfig) -> Result<Self> {
-        Ok(Self { pool: Pool::new(config)?, state: Arc::default() })
+        Self::within(config, Term::unlimited())
     }
 
-    /// The number that tells this leader from the ones before: the lease's transitions, from 1
-    /// on. Every transaction that writes fails, with a permanent error, where a higher one has
-    /// been seen. Until it is set, nothing is checked.
-    pub fn set_fence(&self, number: u64) {
-        self.pool.fence.store(number, Ordering::Relaxed);
+    /// The same, for as long as a term of leadership lasts: nothing is sent before or after, and
+    /// every transaction in a database of the operator's fails, with a transient error, where a
+    /// leader of a higher number has been. The term is told of that number.
+    pub fn within(config: ServerConfig, term: Term) -> Result<Self> {
+        Ok(Self { pool: Pool::new(config, term)?, state: Arc::default() })
+    }
+
+    /// Makes the term's number the highest that a database has seen: from here on nobody who led
+    /// before writes there. What they have begun is done, or undone: their migrations are ended.
+    /// Costs one read where the term is known already, and nothing without an election.
+    pub async fn fence(&self, database: &str) -> Result<()> {
+        let number = self.pool.term().number();
+        if number == 0 {
+            return Ok(());
+        }
+        let doing = "can't hold back earlier leaders";
+        let mut connection = self.connect(database).await?;
+        let rows = connection.query(doing, "SELECT fence FROM tenantry.database", &[]).await?;
+        if rows.first().is_some_and(|row| u64::try_from(row.get::<_, i64>(0)) == Ok(number)) {
+            return Ok(());
+        }
+        connection.run(doing, &Script::new()).await?;
+        // A migration runs as the tenant, who can't be asked for a number. Ours have not begun.
+        let sessions = connection
+            .query(
+                doing,
+                "SELECT usename::text FROM pg_stat_activity
+                  WHERE datname = current_database() AND usename ~ '^t_[a-z2-7]{12}_mig$'",
+                &[],
+            )
+            .await?;
+        let logins: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
+        end_sessions(&mut connection, &logins).await.map(drop)
     }
 
     /// Logs in as the admin and tells what the server is and what the admin may do there. What

@@ -75,7 +75,7 @@ impl Network<'_> {
             return None;
         }
         let rule = NetworkPolicyEgressRule {
-            to: Some(peers.clone()),
+            to: Some(peers::without_metadata(peers)),
             ports: Some(vec![port("TCP", endpoint_port(self.server))]),
         };
         Some(self.egress("allow-database", clients, vec![rule]))
@@ -142,7 +142,7 @@ impl Network<'_> {
         let declared = self.application.spec.egress.iter().flatten().filter(|rule| !rule.to.is_empty());
         let rules: Vec<_> = declared
             .map(|rule| NetworkPolicyEgressRule {
-                to: Some(rule.to.clone()),
+                to: Some(peers::without_metadata(&rule.to)),
                 ports: rule.ports.as_deref().map(peers::explicit),
             })
             .collect();

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort};
+use k8s_openapi::api::networking::v1::{IPBlock, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Fault;
@@ -32,7 +32,7 @@ pub(super) fn peer_faults(path: &str, peers: &[NetworkPolicyPeer]) -> Vec<Fault>
     faults
 }
 
-fn block_faults(path: &str, block: &k8s_openapi::api::networking::v1::IPBlock) -> Vec<Fault> {
+fn block_faults(path: &str, block: &IPBlock) -> Vec<Fault> {
     let Some(cidr) = Cidr::parse(&block.cidr) else {
         let message = format!("{:?} is not a network: write one such as 10.20.0.0/16 or 2001:db8::/32", block.cidr);
         return vec![Fault::new(INVALID, format!("{path}.cidr"), message)];
@@ -48,7 +48,7 @@ fn block_faults(path: &str, block: &k8s_openapi::api::networking::v1::IPBlock) -
 }
 
 /// A network: the address as a number of 32 or 128 bits, and how many of them count.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Cidr {
     address: u128,
     length: u32,
@@ -72,6 +72,43 @@ impl Cidr {
         let network = |address: u128| address.checked_shr(shift).unwrap_or(0);
         self.bits == inner.bits && inner.length > self.length && network(self.address) == network(inner.address)
     }
+}
+
+/// Where clouds answer any pod with the node's own credentials, and what else is of the node's
+/// link alone: link-local addresses (AWS, Azure, Google, OpenStack and most others), Alibaba's,
+/// Azure's host and Oracle's in IPv4; link-local, AWS's and Google's in IPv6.
+const OF_THE_NODE: [&str; 7] = [
+    "169.254.0.0/16",
+    "100.100.100.200/32",
+    "168.63.129.16/32",
+    "192.0.0.192/32",
+    "fe80::/10",
+    "fd00:ec2::/32",
+    "fd20:ce::254/128",
+];
+
+/// Peers to connect to, of which a wide network (`0.0.0.0/0`, say) is no way to the node's
+/// metadata service. Whoever needs an address of these names it, in a block that lies within.
+pub(super) fn without_metadata(peers: &[NetworkPolicyPeer]) -> Vec<NetworkPolicyPeer> {
+    let narrowed = |peer: &NetworkPolicyPeer| NetworkPolicyPeer {
+        ip_block: peer.ip_block.as_ref().map(narrowed_block),
+        ..peer.clone()
+    };
+    peers.iter().map(narrowed).collect()
+}
+
+fn narrowed_block(block: &IPBlock) -> IPBlock {
+    let mut except = block.except.clone().unwrap_or_default();
+    let Some(cidr) = Cidr::parse(&block.cidr) else { return block.clone() };
+    for text in OF_THE_NODE {
+        let node = Cidr::parse(text).expect("the table has networks");
+        let excepted =
+            except.iter().filter_map(|text| Cidr::parse(text)).any(|other| other == node || other.holds(node));
+        if cidr.holds(node) && !excepted {
+            except.push(text.to_owned());
+        }
+    }
+    IPBlock { cidr: block.cidr.clone(), except: (!except.is_empty()).then_some(except) }
 }
 
 /// What the API server would refuse in ports.
@@ -146,6 +183,30 @@ mod tests {
             "to[4]",
         ];
         assert_eq!(paths(bad), expected);
+    }
+
+    #[test]
+    fn a_wide_network_is_no_way_to_the_nodes_metadata() {
+        let block = |cidr: &str, except: &[&str]| {
+            let except = except.iter().map(|text| (*text).to_owned()).collect();
+            let block = IPBlock { cidr: cidr.to_owned(), except: Some(except) };
+            without_metadata(&[NetworkPolicyPeer { ip_block: Some(block), ..NetworkPolicyPeer::default() }])
+        };
+        let excepted = |cidr: &str, except: &[&str]| {
+            block(cidr, except)[0].ip_block.as_ref().and_then(|block| block.except.clone()).unwrap_or_default()
+        };
+        let v4 = ["169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"];
+        assert_eq!(excepted("0.0.0.0/0", &[]), v4);
+        assert_eq!(excepted("::/0", &[]), ["fe80::/10", "fd00:ec2::/32", "fd20:ce::254/128"]);
+        assert_eq!(excepted("168.0.0.0/5", &[]), ["169.254.0.0/16", "168.63.129.16/32"]);
+        assert_eq!(
+            excepted("0.0.0.0/0", &["169.0.0.0/8", "100.64.0.0/10"])[2..],
+            ["168.63.129.16/32", "192.0.0.192/32"]
+        );
+        assert!(excepted("10.0.0.0/8", &[]).is_empty());
+        // Named on purpose: the whole of it, or an address in it.
+        assert!(excepted("169.254.0.0/16", &[]).is_empty());
+        assert!(excepted("169.254.169.254/32", &[]).is_empty());
     }
 
     #[test]

@@ -37,7 +37,8 @@ impl Web {
     /// Serves until `shutdown` is ready.
     ///
     /// `/livez` says that the process works, and deliberately nothing of clusters or servers,
-    /// which a restart would not mend; `/readyz` that all resources are known.
+    /// which a restart would not mend; `/readyz` that it could take over or, where it leads, that
+    /// it is at work; else what is wrong.
     ///
     /// # Errors
     /// When the listener fails.
@@ -56,10 +57,9 @@ impl Web {
 }
 
 async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {
-    if operator.is_ready() {
-        (StatusCode::OK, "ok\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not all resources are known yet\n")
+    match operator.readiness() {
+        Ok(state) => (StatusCode::OK, format!("ok: {state}\n")),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 

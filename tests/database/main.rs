@@ -14,4 +14,5 @@ mod proxy;
 mod resume;
 mod rotation;
 mod server;
+mod silence;
 mod usage;

@@ -1,6 +1,11 @@
 //! What another owner made is never adopted, and what is not isolated is never taken for it.
 
-use tenantry::database::{ErrorClass, Policy, Purpose, Server};
+use std::time::{Duration, Instant};
+
+use tenantry::{
+    database::{ErrorClass, Policy, Purpose, Server},
+    term::Term,
+};
 
 use crate::lifecycle::roles_and_schemas;
 use crate::support::{CLUSTER, Ground, config, limit, one, settings, shared_server, tenant_spec};
@@ -110,17 +115,48 @@ async fn a_database_that_was_only_begun_is_finished_and_opened_privileges_are_cl
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_of_the_past_writes_nothing() {
-    let ground = Ground::new("fence").await;
-    let past = Server::new(config(shared_server())).expect("a good configuration");
-    past.set_fence(4);
-    ground.server.set_fence(5);
+    let term = |number| {
+        let term = Term::of_standby();
+        term.begin(number, Instant::now() + Duration::from_secs(3_600));
+        term
+    };
+    let server = |term: &Term| Server::within(config(shared_server()), term.clone()).expect("a good configuration");
+    let (earlier, later) = (term(4), term(5));
+    let (past, present) = (server(&earlier), server(&later));
+    let ground = Ground::with(shared_server(), past.clone(), "fence").await;
     let guest = ground.tenant("acme").await;
+    // One that leads now holds it back before it has written anything of its own.
+    present.fence(&ground.database).await.expect("a later number");
     let error = past.apply_settings(&ground.database, &guest.id, &settings("other")).await.expect_err("held back");
-    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Permanent, Some("TN010")), "{error}");
+    assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Transient, Some("TN010")), "{error}");
+    assert_eq!(earlier.until_overtaken().await, 5, "whoever renews the lease is told");
     let error =
         past.set_plan_limits(&ground.database, "smb", &[limit("users", 1, Policy::Hard)]).await.expect_err("held back");
     assert_eq!(error.sqlstate(), Some("TN010"));
     let error = past.create_tenant(&ground.database, &ground.tenant_spec("bolt")).await.expect_err("held back");
     assert_eq!(error.sqlstate(), Some("TN010"));
-    ground.server.apply_settings(&ground.database, &guest.id, &settings("other")).await.expect("the leader writes");
+    let error = past.fence(&ground.database).await.expect_err("held back");
+    assert_eq!(error.sqlstate(), Some("TN010"));
+    present.apply_settings(&ground.database, &guest.id, &settings("other")).await.expect("the leader writes");
+
+    // One whose lease began anew goes on above what the database has seen.
+    earlier.begin(6, Instant::now() + Duration::from_secs(3_600));
+    past.fence(&ground.database).await.expect("a later number");
+    past.apply_settings(&ground.database, &guest.id, &settings("smb")).await.expect("the leader writes");
+    let error = present.apply_settings(&ground.database, &guest.id, &settings("other")).await.expect_err("held back");
+    assert_eq!(error.sqlstate(), Some("TN010"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_once_a_term_is_over() {
+    let term = Term::of_standby();
+    let server = Server::within(config(shared_server()), term.clone()).expect("a good configuration");
+    let error = server.check().await.expect_err("not begun");
+    assert_eq!((error.class(), server.statistics().connections), (ErrorClass::Transient, 0), "{error}");
+    term.begin(1, Instant::now() + Duration::from_secs(3_600));
+    server.check().await.expect("begun");
+    let sent = server.statistics();
+    term.end();
+    server.check().await.expect_err("over");
+    assert_eq!(server.statistics(), sent, "not on a connection that stands either");
 }

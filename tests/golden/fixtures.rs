@@ -9,8 +9,11 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tenantry::{
-    api::{Application, DatabaseServer, Plan, Pool, Tenant},
-    desired::{Catalog, Fault, Kind, Object, PoolInput, PoolObjects, Settings, SharedContent, pool_objects},
+    api::{Application, DatabaseServer, Plan, Pool, Tenant, Tier},
+    desired::{
+        Catalog, Effective, Fault, Kind, Object, PoolInput, PoolObjects, Settings, SharedContent, TenantObjects,
+        TenantObjectsInput, effective, pool_objects, tenant_objects,
+    },
 };
 
 fn read<T: DeserializeOwned>(text: &str) -> T {
@@ -31,6 +34,16 @@ pub fn pool() -> Pool {
 
 pub fn plan() -> Plan {
     read(include_str!("fixtures/plan.yaml"))
+}
+
+/// The plan of the dedicated tenant.
+pub fn enterprise() -> Plan {
+    read(include_str!("fixtures/enterprise.yaml"))
+}
+
+/// The dedicated tenant.
+pub fn mega() -> Tenant {
+    read(include_str!("fixtures/mega.yaml"))
 }
 
 pub fn tenant() -> Tenant {
@@ -97,6 +110,88 @@ pub fn build(
         api_server: &API_SERVER,
         held_replicas: held,
     })
+}
+
+/// Everything that the objects of a tenant with a namespace of its own are made from.
+#[derive(Clone)]
+pub struct Own {
+    pub tenant: Tenant,
+    pub plan: Plan,
+    pub application: Application,
+    pub server: DatabaseServer,
+    pub tier: Tier,
+    pub hosts: Vec<String>,
+    pub suspended: bool,
+    pub held: BTreeMap<String, i32>,
+}
+
+impl Own {
+    /// The fixture's tenant at tier bridge.
+    pub fn bridge() -> Self {
+        let mut tenant = tenant();
+        tenant.spec.tier = Some(Tier::Bridge);
+        Self::of(tenant, plan(), &["acme.crm.example.com", "crm.acme.example"])
+    }
+
+    /// The fixture's dedicated tenant.
+    pub fn dedicated() -> Self {
+        Self::of(mega(), enterprise(), &["mega.crm.example.com"])
+    }
+
+    fn of(tenant: Tenant, plan: Plan, hosts: &[&str]) -> Self {
+        let mut application = application();
+        application.spec.database.dedicated = application.spec.database.bridge.clone();
+        Self {
+            tier: tenant.spec.tier.unwrap_or(plan.spec.tier),
+            tenant,
+            plan,
+            application,
+            server: server(),
+            hosts: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            suspended: false,
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// The same after a change.
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// What the spec comes to: every fixture passes the real validation.
+    pub fn effective(&self) -> Result<Effective, Vec<Fault>> {
+        let plan_name = self.plan.metadata.name.clone().unwrap();
+        let servers = BTreeMap::from([("main".to_owned(), self.server.clone())]);
+        let shelf = Shelf { servers, plans: vec![plan_name], domains: Vec::new() };
+        effective(&self.tenant, Some(&self.plan), Some(&self.application), &shelf)
+    }
+
+    /// The objects of a tenant without faults.
+    pub fn objects(&self) -> TenantObjects {
+        self.effective().unwrap();
+        self.try_objects().unwrap()
+    }
+
+    pub fn try_objects(&self) -> Result<TenantObjects, Vec<Fault>> {
+        tenant_objects(&TenantObjectsInput {
+            tenant: &self.tenant,
+            plan: &self.plan,
+            application: &self.application,
+            server: &self.server,
+            tier: self.tier,
+            hosts: &self.hosts,
+            shared: &shared(),
+            settings: &settings(),
+            suspended: self.suspended,
+            held_replicas: &self.held,
+        })
+    }
+
+    /// The objects in the order in which they are applied.
+    pub fn ordered(&self) -> Vec<Object> {
+        self.objects().into_ordered()
+    }
 }
 
 /// The object of a kind and name.

@@ -116,7 +116,7 @@ prop_compose! {
         components in proptest::collection::vec(component(), 1..5),
         routed in any::<bool>(),
         egress in select(vec![json!(null), json!([]), json!([{"to": [{"podSelector": {}, "namespaceSelector": {}}], "ports": []}])]),
-        quota in select(vec![json!(null), json!({}), json!({"pods": 10, "count/secrets": "1000"})]),
+        quota in select(vec![json!(null), json!({}), json!({"pods": 200, "count/secrets": "1000"})]),
     ) -> Application {
         let mut application = application();
         let mut names = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! What the API server, with our definitions and chart, makes of what users write.
 
 mod admission;
+mod alerts;
 mod bad_input;
 mod chart;
 mod definitions;
@@ -8,4 +9,5 @@ mod examples;
 mod generated;
 mod ground;
 mod in_use;
+mod installing;
 mod rights;

@@ -85,7 +85,8 @@ async fn the_operator_reaches_what_it_needs_and_no_more() {
             "create events.k8s.io/events default",
             "get /secrets tenantry-system",
             "watch /configmaps tenantry-system",
-            "update coordination.k8s.io/leases tenantry-system",
+            "create coordination.k8s.io/leases tenantry-system",
+            "update coordination.k8s.io/leases:tenantry tenantry-system",
             "create apps/controllerrevisions tenantry-system",
             "watch discovery.k8s.io/endpointslices default",
         ],
@@ -95,6 +96,8 @@ async fn the_operator_reaches_what_it_needs_and_no_more() {
             "get /secrets default",
             "get /secrets kube-system",
             "create /secrets tenantry-system",
+            "update coordination.k8s.io/leases:another tenantry-system",
+            "update coordination.k8s.io/leases:tenantry kube-system",
             "list /configmaps",
             "create /configmaps default",
             // What users wrote.
@@ -244,7 +247,12 @@ async fn agents_owners_and_people() {
     .await;
     hold(
         "olga",
-        &["get /pods/log default", "list apps/deployments default", "create /configmaps default"],
+        &[
+            "get /pods/log default",
+            "list apps/deployments default",
+            "patch apps/deployments default",
+            "create /configmaps default",
+        ],
         &[
             "get /secrets default",
             "create /pods/exec default",
@@ -255,6 +263,12 @@ async fn agents_owners_and_people() {
             "patch /services default",
             "create rbac.authorization.k8s.io/rolebindings default",
             "get rbac.authorization.k8s.io/rolebindings default",
+            "create apps/deployments default",
+            "delete apps/deployments default",
+            "patch apps/deployments/scale default",
+            "create networking.k8s.io/ingresses default",
+            "create /serviceaccounts/token default",
+            "impersonate /serviceaccounts default",
             "patch /resourcequotas default",
             "get /pods kube-system",
         ],

@@ -104,5 +104,5 @@ fn once_ends_well() {
         program().args(["--once", "--dir"]).arg(folder.path().join("demo")).output().expect("the demo's program");
     let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{shown}{errors}");
-    assert!(shown.contains("all 6 Tenants are Ready") && shown.contains("created through the CRM"), "{shown}");
+    assert!(shown.contains("all 10 Tenants are Ready") && shown.contains("created through the CRM"), "{shown}");
 }

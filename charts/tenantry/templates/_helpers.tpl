@@ -23,3 +23,12 @@ app.kubernetes.io/part-of: tenantry
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{/* The agent's image; never by the chart's own version, which an upgrade changes. */}}
+{{- define "tenantry.agentImage" -}}
+{{- if .Values.agent.image.digest -}}
+{{ .Values.agent.image.repository }}@{{ .Values.agent.image.digest }}
+{{- else -}}
+{{ .Values.agent.image.repository }}:{{ .Values.agent.image.tag }}
+{{- end -}}
+{{- end }}

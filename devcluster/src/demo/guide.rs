@@ -9,25 +9,27 @@ use crate::{Devcluster, Error, text::shell_word};
 
 /// The tenant that the guide speaks of.
 const HOST: &str = "acme.crm.example.com";
+/// A tenant of each tier.
+pub(super) const OF_EACH_TIER: [&str; 3] = ["acme", "gusto", "mega"];
 
-/// Creates a user of tenant acme through the CRM; the user's e-mail address.
-pub(super) fn create_user(crm_port: u16) -> Result<String, Error> {
-    let email = "ann@acme.example";
+/// Creates a user of a tenant through the CRM; the user's e-mail address.
+pub(super) fn create_user(crm_port: u16, tenant: &str) -> Result<String, Error> {
+    let (host, email) = (format!("{tenant}.crm.example.com"), format!("ann@{tenant}.example"));
     let body = json!({"email": email, "name": "Ann"}).to_string();
-    let user = http::post(crm_port, HOST, "/users", &body).and_then(|answer| match answer.status {
+    let user = http::post(crm_port, &host, "/users", &body).and_then(|answer| match answer.status {
         201 => serde_json::from_str::<Value>(&answer.body).map_err(|error| format!("{error}: {}", answer.body)),
         _ => Err(format!("status {}: {}", answer.status, answer.body.trim())),
     });
     match user {
-        Ok(user) if user["email"] == email => Ok(email.to_owned()),
-        Ok(other) => Err(refused(&format!("it answered {other}"))),
-        Err(why) => Err(refused(&why)),
+        Ok(user) if user["email"] == email.as_str() => Ok(email),
+        Ok(other) => Err(refused(&host, &format!("it answered {other}"))),
+        Err(why) => Err(refused(&host, &why)),
     }
 }
 
-fn refused(why: &str) -> Error {
+fn refused(host: &str, why: &str) -> Error {
     Error::Missing {
-        what: format!("the CRM created no user for {HOST}: {why}"),
+        what: format!("the CRM created no user for {host}: {why}"),
         hint: "log/crm.log and log/agent.log in the demo's folder tell more".into(),
     }
 }
@@ -51,6 +53,7 @@ Acme's CRM, and its usage against the plan's limits:
 Try:
   kubectl get tenantry                        # plans, applications, servers, pools, tenants
   kubectl describe tenant acme
+  kubectl get all,resourcequotas,networkpolicies -n tenant-gusto    # tier bridge: a namespace of its own
   kubectl patch tenant bolt --type=merge -p '{{\"spec\":{{\"plan\":\"smb\"}}}}'
   kubectl annotate tenant acme tenantry.io/rotate=$(date +%s) --overwrite
   kubectl delete tenant foxtrot               # comes back: kubectl apply --server-side -k {overlay}

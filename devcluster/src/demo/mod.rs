@@ -2,7 +2,8 @@
 //! and the CRM of `examples/`, and everything of `examples/` applied.
 //!
 //! kwok only pretends to run pods. So the operator runs as a process of this machine, as
-//! its ServiceAccount, and one agent and one CRM stand for the pods of all pools.
+//! its ServiceAccount, and one agent and one CRM stand for the pods of all pools
+//! and of all tenants with pods of their own.
 
 mod guide;
 mod http;
@@ -87,8 +88,10 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
         Outcome::Late(reasons) => eprintln!("{}", late(within, &reasons)),
         Outcome::Ready(count) => {
             steps.done(&format!("all {count} Tenants are Ready"));
-            let user = guide::create_user(parts.crm_port)?;
-            steps.done(&format!("a user of acme, created through the CRM: {user}"));
+            for tenant in guide::OF_EACH_TIER {
+                let user = guide::create_user(parts.crm_port, tenant)?;
+                steps.done(&format!("a user of {tenant}, created through the CRM: {user}"));
+            }
             let table = complete(ground.kubectl().args(["get", "tenants,pools"]))?;
             print!("\n{table}\n{}", guide::text(&ground, parts.crm_port, &overlay));
             println!("ready");

@@ -47,7 +47,8 @@ impl Parts {
         let tenants_dir = agent_folder.to_string_lossy();
 
         let listen = format!("127.0.0.1:{port}");
-        let arguments = ["operator", "--namespace", NAMESPACE, "--listen", &listen];
+        // Under a name of its own, it leads again at once when it comes back.
+        let arguments = ["operator", "--namespace", NAMESPACE, "--listen", &listen, "--lease-identity", "demo"];
         let operator = ground.spawn("operator", tenantry, arguments, [("KUBECONFIG", &operator_config)])?;
         let arguments = ["agent", "--all-namespaces", "--dir", &tenants_dir];
         let agent = ground.spawn("agent", tenantry, arguments, [("KUBECONFIG", &agent_config)])?;

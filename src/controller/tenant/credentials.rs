@@ -13,6 +13,7 @@ use crate::{
     api::{ANNOTATION_ROTATE, ConditionType, is_true},
     cluster::{Key, Observed, desired_hash},
     controller::{
+        events::Note,
         failure::{Class, Failure},
         queue::Next,
         state::{ChildState, credentials},
@@ -24,6 +25,9 @@ use crate::{
 /// A rotation by age that is due within this time is waited for by its tenant itself. Longer
 /// than the time between two rounds of a server's maintenance, which wakes the tenant before.
 pub(in crate::controller) const ROTATION_SOON: Duration = Duration::from_secs(600);
+
+/// How long a namespace that is only just watched is waited for: its list takes milliseconds.
+const LISTING: Duration = Duration::from_secs(5);
 
 /// A value of the annotation that begins so closes the old login at once.
 const NOW: &str = "now-";
@@ -46,6 +50,7 @@ pub(super) async fn publish(
     provisioned: &mut Provisioned,
     report: &mut Report<'_>,
 ) -> Result<Next, Blocked> {
+    case.world.shared.listed(&place.namespace, LISTING).await;
     if !case.world.shared.is_listed(&place.namespace) {
         let message = format!("namespace {} is not known yet", place.namespace);
         return Err(credentials_failure(Failure::waiting("NamespaceNotListed", message)));
@@ -97,6 +102,14 @@ pub(super) async fn publish(
         let closed = server.close_logins(&place.database, Some(&place.id), overlap, Overlap::Cut).await;
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
+    }
+    if renewed && report.old().database.is_some() {
+        let text = if cut {
+            "new credentials; the old login is closed"
+        } else {
+            "new credentials; the old login closes when nobody uses it"
+        };
+        case.world.events.say(case.tenant, Note::normal("CredentialsRotated", "RotateCredentials", text));
     }
     if let Some(value) = asked.filter(|_| renewed) {
         report.set_rotated(&value);
@@ -241,7 +254,7 @@ fn secret_with(case: &Case<'_>, place: &Place, provisioned: &Provisioned, userna
     let endpoint = connected.server.endpoint();
     tenant_secret(&SecretInput {
         tenant: case.name,
-        pool: Some(&place.pool),
+        pool: place.pool.as_deref(),
         application: &case.effective.application,
         namespace: &place.namespace,
         hosts: &case.hosts,

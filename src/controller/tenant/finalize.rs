@@ -12,16 +12,18 @@ use super::{
 };
 use crate::{
     api::{ConditionType, DeletionPolicy, Duration, Plan, Tenant, Verdict},
-    cluster::{Key, Owner, remove_finalizer},
+    cluster::{Deleted, Key, Owner, remove_finalizer},
     controller::{
         bulkheads,
         conditions::Concerns,
         databases::Connected,
+        events::Note,
         failure::{Class, Failure},
+        placements::Cell,
         queue::Outcome,
         world::World,
     },
-    database::{Purpose, TenantId, TenantState},
+    database::{TenantId, TenantState},
     desired::{Kind, naming, route_kind},
 };
 
@@ -31,7 +33,7 @@ const RETENTION: std::time::Duration = std::time::Duration::from_secs(30 * 86_40
 /// Takes a Tenant out of use as its policy says; then lets it go.
 pub(super) async fn finalize(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     if !tenant.finalizers().iter().any(|finalizer| finalizer == crate::api::FINALIZER) {
-        return Ok(None);
+        return held(tenant, world).await;
     }
     world.shared.set_waiting(&tenant.name_any(), false);
     let place = place_of(tenant, world);
@@ -59,11 +61,35 @@ pub(super) async fn finalize(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     remove_finalizer(world.cluster.client(), tenant).await?;
     let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
     world.statuses.tenants.forget(uid);
-    if let Some(pool) = world.shared.placements().release(uid) {
+    if let Some(Cell::Pool(pool)) = world.shared.placements().release(uid) {
         world.queues.pools.push(&pool);
     }
     world.push_waiting();
     Ok(None)
+}
+
+/// The Tenant has nothing of ours any more, and stays for as long as others hold it: says who.
+async fn held(tenant: &Tenant, world: &World) -> Outcome {
+    let finalizers = tenant.finalizers();
+    if finalizers.is_empty() {
+        return Ok(None);
+    }
+    let failure = Failure::permanent("ForeignFinalizer", held_message("the Tenant", finalizers));
+    let mut report = Report::new(tenant, world);
+    report.clear_place();
+    report.verdicts = Concerns::not_ready(&failure);
+    report.write_without_concerns().await?;
+    Ok(None)
+}
+
+fn held_message(what: &str, finalizers: &[String]) -> String {
+    let (word, them) = if finalizers.len() == 1 { ("finalizer", "it") } else { ("finalizers", "them") };
+    format!("{what} is held by {word} {}: it goes when whoever set {them} removes {them}", finalizers.join(", "))
+}
+
+/// Something that is being deleted is held by somebody else.
+fn obstructed(what: &str, finalizers: &[String]) -> Failure {
+    Failure { class: Class::Obstructed, reason: "ForeignFinalizer", message: held_message(what, finalizers) }
 }
 
 async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> Result<(), Failure> {
@@ -87,10 +113,24 @@ async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> 
     }
     keys.sort();
     keys.dedup();
+    remove(world, keys).await
+}
+
+/// Removes objects, all that can be; tells of the first that is held.
+async fn remove(world: &World, keys: Vec<Key>) -> Result<(), Failure> {
+    let mut held = None;
     for key in keys {
-        world.cluster.delete(&key).await?;
+        match world.cluster.delete_ours(&key).await? {
+            Deleted::Gone => {}
+            Deleted::Ending => {
+                held.get_or_insert_with(|| Failure::waiting("Ending", format!("{key} is being deleted")));
+            }
+            Deleted::Held { what, finalizers } => {
+                held.get_or_insert_with(|| obstructed(&what, &finalizers));
+            }
+        }
     }
-    Ok(())
+    held.map_or(Ok(()), Err)
 }
 
 fn unavailable(server: &str) -> Failure {
@@ -111,9 +151,9 @@ fn place_of(tenant: &Tenant, world: &World) -> Result<Option<Place>, Failure> {
     for (server, connected) in world.databases.all() {
         if let Some((database, record)) =
             connected.find(|record| record.id == id || record.uid == uid).into_iter().next()
-            && let Some(Purpose::Pool(pool)) = connected.purpose(&database)
+            && let Some(purpose) = connected.purpose(&database)
         {
-            return Ok(Some(Place::of(&pool, &server, record.id.clone())));
+            return Ok(Some(Place::recorded(&purpose, &tenant.name_any(), &server, &database, record.id.clone())));
         }
     }
     // A status may be lost: only servers that answered can say that there is nothing.
@@ -136,11 +176,16 @@ async fn take_out_data(tenant: &Tenant, world: &World, place: &Place, connected:
     };
     match (policy, record.state) {
         (DeletionPolicy::Retain, TenantState::Live) => {
-            connected.server.retain(&place.database, &place.id, drop_after(tenant, world)).await?;
+            let until = drop_after(tenant, world);
+            connected.server.retain(&place.database, &place.id, until).await?;
+            let text = format!("the data stays locked in database {} until {until}", place.database);
+            world.events.say(tenant, Note::normal("DataRetained", "RetainData", text));
         }
         (DeletionPolicy::Retain, _) => {}
         (DeletionPolicy::Delete, _) => {
             connected.server.drop_tenant(&place.database, &place.id).await?;
+            let text = format!("the data in database {} is dropped", place.database);
+            world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
         }
     }
     match connected.server.record(&place.database, &place.id).await? {

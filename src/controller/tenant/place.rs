@@ -2,62 +2,108 @@
 
 use kube::{Api, ResourceExt as _, api::PostParams};
 
-use super::{Case, recover, status::Report};
+use super::{Case, choosing::chosen, recorded, status::Report};
 use crate::{
-    api::{Accepts, DatabaseServer, FIELD_MANAGER, Pool, PoolSpec, Tenant},
-    controller::{databases::Connected, failure::Failure, placements::Placements, world::World},
-    database::TenantId,
-    desired::{
-        Catalog as _, naming,
-        placement::{Choice, PoolView, ServerView, choose},
-        pool_capacity, pool_faults,
-    },
+    api::{FIELD_MANAGER, Pool, PoolSpec, Tenant, TenantStatus, Tier},
+    controller::{failure::Failure, placements::Cell, world::World},
+    database::{Purpose, TenantId},
+    desired::naming,
 };
 
 /// Where a tenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) pool: String,
-    pub(super) namespace: String,
-    pub(super) server: String,
-    pub(super) database: String,
-    pub(super) id: TenantId,
+pub(in crate::controller) struct Place {
+    pub(in crate::controller) tier: Tier,
+    /// The pool, for tier pooled.
+    pub(in crate::controller) pool: Option<String>,
+    /// The pool's namespace, or the tenant's own.
+    pub(in crate::controller) namespace: String,
+    /// The DatabaseServer.
+    pub(in crate::controller) server: String,
+    /// The database on it: the pool's, one that bridge tenants share, or the tenant's own.
+    pub(in crate::controller) database: String,
+    pub(in crate::controller) id: TenantId,
 }
 
 impl Place {
-    pub(super) fn of(pool: &str, server: &str, id: TenantId) -> Self {
+    /// A place in a pool.
+    pub(in crate::controller) fn pooled(pool: &str, server: &str, id: TenantId) -> Self {
         Self {
-            pool: pool.to_owned(),
+            tier: Tier::Pooled,
+            pool: Some(pool.to_owned()),
             namespace: naming::pool_namespace(pool),
             server: server.to_owned(),
             database: Pool::database_name(pool),
             id,
         }
     }
+
+    /// A place with a namespace of the tenant's own: tiers bridge and dedicated.
+    pub(in crate::controller) fn own(tier: Tier, tenant: &str, server: &str, database: &str, id: TenantId) -> Self {
+        Self {
+            tier,
+            pool: None,
+            namespace: naming::tenant_namespace(tenant),
+            server: server.to_owned(),
+            database: database.to_owned(),
+            id,
+        }
+    }
+
+    /// The place of a tenant that has a record in a database, by what the database is for.
+    pub(in crate::controller) fn recorded(
+        purpose: &Purpose,
+        tenant: &str,
+        server: &str,
+        database: &str,
+        id: TenantId,
+    ) -> Self {
+        match purpose {
+            Purpose::Pool(pool) => Self::pooled(pool, server, id),
+            Purpose::Bridge(_) => Self::own(Tier::Bridge, tenant, server, database, id),
+            Purpose::Dedicated(_) => Self::own(Tier::Dedicated, tenant, server, database, id),
+        }
+    }
+
+    /// What the tenant takes room in.
+    pub(in crate::controller) fn cell(&self, application: &str) -> Cell {
+        let (server, database) = (self.server.clone(), self.database.clone());
+        match (&self.pool, self.tier) {
+            (Some(pool), _) => Cell::Pool(pool.clone()),
+            (None, Tier::Dedicated) => Cell::Dedicated { server, database },
+            (None, _) => Cell::Bridge { application: application.to_owned(), server, database },
+        }
+    }
 }
 
 /// Where a tenant was placed, by its status or by this process.
-pub(super) fn known(tenant: &Tenant, world: &World) -> Option<Place> {
+pub(in crate::controller) fn known(tenant: &Tenant, world: &World) -> Option<Place> {
+    let status = world.statuses.tenants.current(tenant, tenant.status.as_ref())?;
+    by_status(tenant, &status, world)
+}
+
+fn by_status(tenant: &Tenant, status: &TenantStatus, world: &World) -> Option<Place> {
     let uid = tenant.metadata.uid.as_deref()?;
-    let status = world.statuses.tenants.current(tenant, tenant.status.as_ref()).unwrap_or_default();
-    let pool = status.pool?;
     let id = status.id.as_deref().and_then(|id| id.parse().ok()).unwrap_or_else(|| TenantId::from_uid(uid));
-    let server = status.database.map(|database| database.server);
-    let server = server.or_else(|| world.pool(&pool).map(|pool| pool.spec.server.clone()))?;
-    Some(Place::of(&pool, &server, id))
+    let database = status.database.as_ref();
+    if let Some(pool) = &status.pool {
+        let server = database.map(|database| database.server.clone());
+        let server = server.or_else(|| world.pool(pool).map(|pool| pool.spec.server.clone()))?;
+        return Some(Place::pooled(pool, &server, id));
+    }
+    let (tier, database) = (status.tier.filter(|tier| *tier != Tier::Pooled)?, database?);
+    Some(Place::own(tier, &tenant.name_any(), &database.server, &database.database, id))
 }
 
 /// Takes in where a Tenant's status says that it is.
 pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
     let (Some(status), Some(uid)) = (&tenant.status, &tenant.metadata.uid) else { return };
-    let Some(pool) = &status.pool else { return };
+    let Some(place) = by_status(tenant, status, world) else { return };
     let mut placements = world.shared.placements();
-    placements.place(uid, pool);
+    placements.place(uid, place.cell(&tenant.spec.application));
     // The operator may have ended before it made the pool: its name is taken all the same.
-    if world.pool(pool).is_none()
-        && let Some(database) = &status.database
-    {
-        placements.expect(pool, pool_spec(&tenant.spec.application, &database.server));
+    if let Some(pool) = place.pool.filter(|pool| world.pool(pool).is_none()) {
+        placements.expect(&pool, pool_spec(&tenant.spec.application, &place.server));
     }
 }
 
@@ -69,9 +115,9 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
         Some(place) => place,
         None => {
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
-            let place = match recover::recorded(case, &uid, report).await? {
+            let place = match recorded::recorded(case, &uid, report).await? {
                 Some(place) => {
-                    case.world.shared.placements().place(&uid, &place.pool);
+                    case.world.shared.placements().place(&uid, place.cell(&case.effective.application));
                     place
                 }
                 None => chosen(case, &uid)?,
@@ -81,110 +127,23 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
             place
         }
     };
-    ensure_pool(case.world, &case.effective.application, &place).await?;
+    if let Some(pool) = &place.pool {
+        ensure_pool(case.world, &case.effective.application, pool, &place.server).await?;
+    }
     Ok(place)
 }
 
-/// A new place. Choosing and counting are one step under one lock.
-fn chosen(case: &Case<'_>, uid: &str) -> Result<Place, Failure> {
-    let mut placements = case.world.shared.placements();
-    let pools = pool_views(case.world, &placements);
-    let id = TenantId::from_uid(uid);
-    // Chosen before, and then the status could not be written.
-    let earlier = placements.pool_of(uid).and_then(|name| pools.iter().find(|pool| pool.name == name));
-    if let Some(pool) = earlier {
-        return Ok(Place::of(&pool.name, &pool.server, id));
-    }
-    let servers: Vec<_> = case.effective.servers.iter().map(|name| server_view(case.world, name, &pools)).collect();
-    let application = &case.effective.application;
-    match choose(application, case.effective.max_tenants, &servers, &pools) {
-        Choice::Existing { pool } => {
-            placements.place(uid, &pool);
-            let server = pools.into_iter().find(|view| view.name == pool).map(|view| view.server);
-            Ok(Place::of(&pool, &server.expect("a pool is chosen among those that there are"), id))
-        }
-        Choice::New { pool, server } => {
-            placements.place(uid, &pool);
-            placements.expect(&pool, pool_spec(application, &server));
-            Ok(Place::of(&pool, &server, id))
-        }
-        Choice::Full { message } => Err(Failure::waiting("NoCapacity", message)),
-    }
-}
-
-fn pool_spec(application: &str, server: &str) -> PoolSpec {
+/// The spec of a pool that the operator makes.
+pub(super) fn pool_spec(application: &str, server: &str) -> PoolSpec {
     PoolSpec { application: application.to_owned(), server: server.to_owned(), max_tenants: None }
 }
 
-/// Every pool, as placement sees it: those of the store, and those that are being made.
-fn pool_views(world: &World, placements: &Placements) -> Vec<PoolView> {
-    let view = |pool: &Pool| {
-        let name = pool.name_any();
-        let (application, server) = (world.application(&pool.spec.application), world.server(&pool.spec.server));
-        let capacity = match (&application, &server) {
-            (Some(application), Some(server)) => pool_capacity(pool, application, server),
-            _ => 0,
-        };
-        PoolView {
-            assigned: placements.count(&name),
-            server: pool.spec.server.clone(),
-            application: pool.spec.application.clone(),
-            capacity,
-            usable: pool.metadata.deletion_timestamp.is_none()
-                && !super::super::is_paused(pool)
-                && pool_faults(pool, application.as_deref(), server.as_deref()).is_empty(),
-            name,
-        }
-    };
-    let mut views: Vec<_> = world.stores.pools.state().iter().map(|pool| view(pool)).collect();
-    for (name, spec) in placements.pending() {
-        if !views.iter().any(|view| view.name == *name) {
-            views.push(view(&Pool::new(name, spec.clone())));
-        }
-    }
-    views
-}
-
-fn server_view(world: &World, name: &str, pools: &[PoolView]) -> ServerView {
-    let server = world.server(name);
-    let capacity = server.as_ref().and_then(|server| server.spec.capacity.clone()).unwrap_or_default();
-    let positive = |number: Option<i32>, default: u32| number.and_then(|n| u32::try_from(n).ok()).unwrap_or(default);
-    let accepts = |server: &DatabaseServer| {
-        server.spec.reserved_for.is_none()
-            && server.spec.accepts.as_ref().is_none_or(|accepts| accepts.contains(&Accepts::Pooled))
-    };
-    let refuses = match &server {
-        None => Some("does not exist".to_owned()),
-        Some(server) if server.metadata.deletion_timestamp.is_some() => Some("is being deleted".to_owned()),
-        Some(server) if !accepts(server) => Some("takes no pool".to_owned()),
-        Some(_) if world.databases.get(name).is_none() => Some("is not connected".to_owned()),
-        Some(_) => None,
-    };
-    // Databases of pools that were deleted while their tenants' data is kept count as well.
-    let of_pools = pools.iter().filter(|pool| pool.server == *name);
-    let orphaned = world.databases.get(name).map_or(0, |connected| orphaned(&connected, pools));
-    ServerView {
-        name: name.to_owned(),
-        databases: u32::try_from(of_pools.count() + orphaned).unwrap_or(u32::MAX),
-        max_databases: positive(capacity.databases, 100),
-        schemas_per_database: positive(capacity.schemas_per_database, 1_000),
-        reserved: false,
-        refuses,
-    }
-}
-
-fn orphaned(connected: &Connected, pools: &[PoolView]) -> usize {
-    let has_pool = |database: &String| pools.iter().any(|pool| Pool::database_name(&pool.name) == *database);
-    connected.names().iter().filter(|database| !has_pool(database)).count()
-}
-
 /// Makes the pool of a place, unless it is there.
-async fn ensure_pool(world: &World, application: &str, place: &Place) -> Result<(), Failure> {
-    let name = &place.pool;
+async fn ensure_pool(world: &World, application: &str, name: &str, server: &str) -> Result<(), Failure> {
     if world.pool(name).is_some() {
         return Ok(());
     }
-    let spec = pool_spec(application, &place.server);
+    let spec = pool_spec(application, server);
     world.shared.placements().expect(name, spec.clone());
     let mut pool = Pool::new(name, spec);
     pool.labels_mut().insert(naming::LABEL_PART_OF.to_owned(), application.to_owned());

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Case, check_pool, place::Place};
+use super::{Case, place::Place, pooled::check_pool};
 use crate::{
+    api::Tier,
     controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
-    database::{IssuedLogin, TenantRecord, TenantSettings, TenantSpec, TenantState},
+    database::{IssuedLogin, Purpose, TenantRecord, TenantSettings, TenantSpec, TenantState},
 };
 
 /// A tenant that is in its database.
@@ -19,12 +20,14 @@ pub(super) struct Provisioned {
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
 /// nothing where the record says that all is well.
 pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisioned, Failure> {
-    let pool = case.world.pool(&place.pool);
     let connected = case.world.databases.get(&place.server).ok_or_else(|| {
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", place.server))
     })?;
     let record = connected.record(&place.database, &place.id);
-    check_pool(pool.as_deref(), &place.pool, record.is_some())?;
+    match &place.pool {
+        Some(name) => check_pool(case.world.pool(name).as_deref(), name, record.is_some())?,
+        None => prepare(case, place, &connected).await?,
+    }
     // Limits first: a tenant must not be unlimited for a moment.
     limits::ensure(&connected, &place.database, case.plan).await?;
     let settings = settings(case, &connected);
@@ -57,6 +60,17 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
     connected.server.apply_settings(&place.database, &place.id, &settings).await?;
     let record = connected.set_record(&place.database, TenantRecord { settings, ..TenantRecord::clone(&record) });
     Ok(Provisioned { connected, record, issued: None })
+}
+
+/// Sees to the database of a tenant of tier bridge or dedicated; pools see to their own.
+async fn prepare(case: &Case<'_>, place: &Place, connected: &Connected) -> Result<(), Failure> {
+    let uid = || case.tenant.metadata.uid.clone().unwrap_or_default();
+    // One that was taken back has the mark of the Tenant that it was made for.
+    let purpose = connected.purpose(&place.database).unwrap_or_else(|| match place.tier {
+        Tier::Dedicated => Purpose::Dedicated(uid()),
+        _ => Purpose::Bridge(case.effective.application.clone()),
+    });
+    limits::prepare(case.world, connected, &place.database, purpose, case.application).await
 }
 
 fn settings(case: &Case<'_>, connected: &Connected) -> TenantSettings {

@@ -8,11 +8,11 @@ use crate::{
     desired::{self, Kind, RouteInput, RouteState, route_kind},
 };
 
-/// Sees to it that the tenant's hosts lead to its pool. Returns what is true of the route.
+/// Sees to it that the tenant's hosts lead to its containers. Returns what is true of the route.
 pub(super) async fn route(case: &Case<'_>, place: &Place) -> Result<(Reason, String), Failure> {
     let input = RouteInput {
         tenant: case.name,
-        pool: Some(&place.pool),
+        pool: place.pool.as_deref(),
         namespace: &place.namespace,
         application: case.application,
         hosts: &case.hosts,

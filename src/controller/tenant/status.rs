@@ -14,13 +14,16 @@ use crate::{
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
-const CONCERNS: [ConditionType; 6] = [
+const CONCERNS: [ConditionType; 9] = [
     ConditionType::Placed,
+    ConditionType::NamespaceReady,
     ConditionType::DatabaseReady,
     ConditionType::CredentialsReady,
     ConditionType::Migrated,
     ConditionType::WorkloadReady,
     ConditionType::RouteReady,
+    ConditionType::NetworkDeclared,
+    ConditionType::RolledOut,
 ];
 
 /// A Tenant's status as a reconcile makes it.
@@ -57,7 +60,8 @@ impl<'a> Report<'a> {
     /// The place, which is written before anything is made there.
     pub(super) fn set_place(&mut self, case: &Case<'_>, place: &Place) {
         self.new.id = Some(place.id.to_string());
-        self.new.pool = Some(place.pool.clone());
+        self.new.tier = Some(place.tier);
+        self.new.pool.clone_from(&place.pool);
         self.new.namespace = Some(place.namespace.clone());
         let rotated = self.new.database.take().and_then(|database| database.rotated);
         self.new.database = Some(TenantDatabase {
@@ -70,6 +74,13 @@ impl<'a> Report<'a> {
             }),
             rotated,
         });
+    }
+
+    /// The tenant is nowhere: it is placed anew, or let go.
+    pub(super) fn clear_place(&mut self) {
+        self.new = TenantStatus { conditions: std::mem::take(&mut self.new.conditions), ..TenantStatus::default() };
+        let of_place = |kind: &str| CONCERNS.iter().any(|concern| concern.as_str() == kind);
+        self.new.conditions.retain(|condition| !of_place(&condition.type_));
     }
 
     /// Data of an earlier Tenant of this name, about which nobody has decided. What was known
@@ -109,6 +120,15 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
+    /// that has nothing any more.
+    pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
+        self.new.observed_generation = self.tenant.metadata.generation;
+        self.new.conditions =
+            merge_conditions(&self.old.conditions, &self.verdicts, self.tenant.metadata.generation, now());
+        self.write_new().await
+    }
+
     /// Writes the place alone: the conditions follow.
     pub(super) async fn write_place(&mut self) -> Result<bool> {
         self.write_new().await
@@ -116,7 +136,12 @@ impl<'a> Report<'a> {
 
     async fn write_new(&self) -> Result<bool> {
         let statuses = &self.world.statuses.tenants;
-        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+        let client = self.world.cluster.client();
+        let written = statuses.write(client, self.tenant, self.tenant.status.as_ref(), &self.new).await?;
+        if written {
+            self.world.events.transitions(self.tenant, &self.old.conditions, &self.new.conditions);
+        }
+        Ok(written)
     }
 }
 

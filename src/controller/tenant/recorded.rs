@@ -6,10 +6,10 @@ use std::{cmp::Reverse, sync::Arc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
-use super::{Case, place::Place, status::Report};
+use super::{Case, place::Place, status::Report, tiers::of_another_tier};
 use crate::{
     api::{ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, ConflictState, TenantConflict},
-    controller::{conditions::now, databases::Connected, failure::Failure},
+    controller::{conditions::now, databases::Connected, events::Note, failure::Failure},
     database::{Purpose, TenantId, TenantRecord, TenantState},
 };
 
@@ -23,9 +23,8 @@ struct Found {
 }
 
 impl Found {
-    fn place(&self) -> Option<Place> {
-        let Purpose::Pool(pool) = &self.purpose else { return None };
-        Some(Place::of(pool, &self.server, self.record.id.clone()))
+    fn place(&self, tenant: &str) -> Place {
+        Place::recorded(&self.purpose, tenant, &self.server, &self.database, self.record.id.clone())
     }
 
     fn is_live(&self) -> bool {
@@ -49,8 +48,8 @@ pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>
     let annotation = |name: &str| case.tenant.annotations().get(name);
     // Its own record comes first, whatever annotations from earlier times say.
     let own = found.iter().find(|found| found.record.uid == uid);
-    if let Some(place) = own.and_then(Found::place) {
-        return Ok(Some(place));
+    if let Some(place) = own.map(|found| found.place(case.name)) {
+        return if place.tier == case.effective.tier { Ok(Some(place)) } else { Err(of_another_tier(&place)) };
     }
     let given = annotation(ANNOTATION_RESTORE_FROM);
     if let Some(found) = found.iter().find(|found| Some(&found.record.uid) == given) {
@@ -105,10 +104,13 @@ fn of_this_name(case: &Case<'_>) -> Vec<Found> {
     found
 }
 
-/// Whether a record's pool says that it is on the server where the record was found.
+/// Whether a record's pool, or a neighbour's placement, says that it is on the server where the
+/// record was found.
 fn is_on(case: &Case<'_>, found: &Found) -> bool {
-    let Purpose::Pool(pool) = &found.purpose else { return true };
-    case.world.pool(pool).is_some_and(|pool| pool.spec.server == found.server)
+    match &found.purpose {
+        Purpose::Pool(pool) => case.world.pool(pool).is_some_and(|pool| pool.spec.server == found.server),
+        _ => case.world.shared.placements().server_of(&found.database).is_some_and(|server| server == found.server),
+    }
 }
 
 /// The data becomes this Tenant's.
@@ -123,14 +125,16 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
             found.record.application, case.effective.application
         )));
     }
-    let place = found.place().ok_or_else(|| {
-        refused(format!(
-            "what the Tenant with UID {old} left in database {database} is not of tier {}",
-            case.effective.tier
-        ))
-    })?;
+    // Before anything is changed: what is taken back stays where it is.
+    let place = found.place(case.name);
+    if place.tier != case.effective.tier {
+        report.set_conflict(conflict(found));
+        return Err(of_another_tier(&place));
+    }
     let restored = found.connected.server.restore(database, &found.record.id, case.name, uid).await?;
     found.connected.set_record(database, restored);
+    let text = format!("the data that the Tenant with UID {old} left in database {database} is this Tenant's now");
+    case.world.events.say(case.tenant, Note::normal("DataRestored", "RestoreData", text));
     Ok(place)
 }
 
