@@ -17,12 +17,12 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
-use self::{place::Place, status::Report, tiers::Change};
 pub(super) use self::{
     credentials::{ROTATION_SOON, rotation_due},
     place::note as note_place,
     recorded::Stranger,
 };
+use self::{place::Place, status::Report, tiers::Change};
 use super::{
     bulkheads,
     conditions::Concerns,
