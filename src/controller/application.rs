@@ -82,6 +82,8 @@ async fn write(application: &Application, world: &World, tenants: i64, pools: us
         return Ok(Some(wait));
     }
     let client = world.cluster.client();
-    world.statuses.applications.write(client, application, application.status.as_ref(), &status).await?;
+    if world.statuses.applications.write(client, application, application.status.as_ref(), &status).await? {
+        world.events.transitions(application, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }

@@ -9,11 +9,12 @@ use std::{
 };
 
 use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, world::World};
-use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
+use super::{databases::Connected, events::Note, world::World};
+use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &connected).await,
+            Turn::Due => drop_due(&world, &name, &connected).await,
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -106,7 +107,7 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
 
 async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Result<()> {
     for database in connected.names() {
-        if !connected.is_ready(&database) {
+        if !connected.is_ready(&database) && !make_ready(world, connected, &database).await? {
             continue;
         }
         let report = connected.server.sweep(&database).await?;
@@ -121,8 +122,19 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
     Ok(())
 }
 
+/// Brings a database up to date whose tenants' controllers haven't: they may be stalled, paused,
+/// or gone with their data kept. Pools see to their own.
+async fn make_ready(world: &World, connected: &Connected, database: &str) -> Result<bool> {
+    let Some(purpose @ (Purpose::Bridge(_) | Purpose::Dedicated(_))) = connected.purpose(database) else {
+        return Ok(false);
+    };
+    let cluster_id = world.facts.cluster_id.clone();
+    connected.ensure(DatabaseSpec { name: database.to_owned(), cluster_id, purpose, connection_limit: None }).await?;
+    Ok(true)
+}
+
 /// Drops retained data whose time has come, and records whose last events were sent.
-async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
+async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()> {
     let now = Timestamp::now();
     let due = |state: &TenantState| match state {
         TenantState::Live => false,
@@ -135,6 +147,11 @@ async fn drop_due(world: &World, connected: &Connected) -> Result<()> {
         match connected.server.record(&database, &record.id).await? {
             Some(record) => drop(connected.set_record(&database, record)),
             None => connected.forget_record(&database, &record.id),
+        }
+        if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
+            let text =
+                format!("what was kept of Tenant {} in database {database} is dropped: its time is over", record.name);
+            world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
         }
         if let Some(Purpose::Pool(pool)) = connected.purpose(&database) {
             world.queues.pools.push(&pool);

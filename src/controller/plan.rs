@@ -90,6 +90,8 @@ async fn write(plan: &Plan, world: &World, tenants: i64, verdicts: &[Verdict], r
     {
         return Ok(Some(wait));
     }
-    world.statuses.plans.write(world.cluster.client(), plan, plan.status.as_ref(), &status).await?;
+    if world.statuses.plans.write(world.cluster.client(), plan, plan.status.as_ref(), &status).await? {
+        world.events.transitions(plan, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }

@@ -195,7 +195,9 @@ async fn write(pool: &Pool, world: &Arc<World>, capacity: Option<u32>, verdicts:
     {
         return Ok(Some(wait));
     }
-    world.statuses.pools.write(world.cluster.client(), pool, pool.status.as_ref(), &status).await?;
+    if world.statuses.pools.write(world.cluster.client(), pool, pool.status.as_ref(), &status).await? {
+        world.events.transitions(pool, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }
 

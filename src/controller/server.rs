@@ -209,7 +209,9 @@ async fn write(
     if let Some(wait) = super::count_only(world, server, counts == status && old != status) {
         return Ok(Some(wait));
     }
-    world.statuses.servers.write(world.cluster.client(), server, server.status.as_ref(), &status).await?;
+    if world.statuses.servers.write(world.cluster.client(), server, server.status.as_ref(), &status).await? {
+        world.events.transitions(server, &old.conditions, &status.conditions);
+    }
     Ok(None)
 }
 

@@ -13,6 +13,7 @@ use crate::{
     api::{ANNOTATION_ROTATE, ConditionType, is_true},
     cluster::{Key, Observed, desired_hash},
     controller::{
+        events::Note,
         failure::{Class, Failure},
         queue::Next,
         state::{ChildState, credentials},
@@ -97,6 +98,14 @@ pub(super) async fn publish(
         let closed = server.close_logins(&place.database, Some(&place.id), overlap, Overlap::Cut).await;
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
+    }
+    if renewed && report.old().database.is_some() {
+        let text = if cut {
+            "new credentials; the old login is closed"
+        } else {
+            "new credentials; the old login closes when nobody uses it"
+        };
+        case.world.events.say(case.tenant, Note::normal("CredentialsRotated", "RotateCredentials", text));
     }
     if let Some(value) = asked.filter(|_| renewed) {
         report.set_rotated(&value);
