@@ -278,6 +278,16 @@ fn the_examples_have_no_fault() {
         let result = effective(tenant, plan, applications.first(), &shelf);
         assert!(result.is_ok(), "{:?}: {result:?}", tenant.metadata.name);
     }
+    // Whichever tier of a plan one chooses, the pods fit into its quota.
+    for plan in &plans {
+        for tier in plan.spec.allowed_tiers.clone().unwrap_or_else(|| vec![plan.spec.tier]) {
+            let mut tenant = tenants[0].clone();
+            tenant.spec.plan = plan.metadata.name.clone().unwrap();
+            tenant.spec.tier = Some(tier);
+            let result = effective(&tenant, Some(plan), applications.first(), &shelf);
+            assert!(result.is_ok(), "{} at tier {tier}: {result:?}", tenant.spec.plan);
+        }
+    }
 }
 
 #[test]
