@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{databases::Connected, events::Note, world::World};
-use crate::database::{ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
+use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -133,7 +133,9 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
 
 async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Result<()> {
     for database in connected.names() {
-        if !connected.is_ready(&database) || is_paused_pool(world, connected, &database) {
+        if is_paused_pool(world, connected, &database)
+            || !connected.is_ready(&database) && !make_ready(world, connected, &database).await?
+        {
             continue;
         }
         let spared = connected.find_in(&database, |record| is_spared(world, record));
@@ -148,6 +150,17 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         world.metrics.repaired(name, report.repaired.len());
     }
     Ok(())
+}
+
+/// Brings a database up to date whose tenants' controllers haven't: they may be stalled, paused,
+/// or gone with their data kept. Pools see to their own.
+async fn make_ready(world: &World, connected: &Connected, database: &str) -> Result<bool> {
+    let Some(purpose @ (Purpose::Bridge(_) | Purpose::Dedicated(_))) = connected.purpose(database) else {
+        return Ok(false);
+    };
+    let cluster_id = world.facts.cluster_id.clone();
+    connected.ensure(DatabaseSpec { name: database.to_owned(), cluster_id, purpose, connection_limit: None }).await?;
+    Ok(true)
 }
 
 /// Drops retained data whose time has come, and records whose last events were sent.

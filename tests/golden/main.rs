@@ -9,6 +9,7 @@ mod objects;
 mod own;
 mod policies;
 mod properties;
+mod quotas;
 mod reach;
 mod templates;
 mod tenants;

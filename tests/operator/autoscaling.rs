@@ -75,7 +75,7 @@ async fn switching_an_autoscaler_on_never_drops_the_replicas() {
 }
 
 /// Notes the replicas of every version of a Deployment from now on; ask for what was seen.
-async fn watch_replicas(client: &Client, deployment: &Value) -> impl FnOnce() -> Vec<i64> {
+pub async fn watch_replicas(client: &Client, deployment: &Value) -> impl FnOnce() -> Vec<i64> {
     let name = deployment["metadata"]["name"].as_str().expect("a name");
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let resource = ApiResource::erase::<Deployment>(&());

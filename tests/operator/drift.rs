@@ -17,9 +17,9 @@ const POOL: &str = "drifting-1";
 const POOL_NAMESPACE: &str = "pool-drifting-1";
 
 /// A child of the pool or of the tenant, with the changes that a person makes to it.
-struct Child {
-    object: Value,
-    changes: Vec<Value>,
+pub struct Child {
+    pub object: Value,
+    pub changes: Vec<Value>,
 }
 
 fn child(api_version: &str, kind: &str, name: &str, changes: impl IntoIterator<Item = Value>) -> Child {
@@ -27,16 +27,16 @@ fn child(api_version: &str, kind: &str, name: &str, changes: impl IntoIterator<I
     Child { object: named(api_version, kind, namespace, name), changes: changes.into_iter().collect() }
 }
 
-fn add(path: &str, value: impl Into<Value>) -> Value {
+pub fn add(path: &str, value: impl Into<Value>) -> Value {
     let value = value.into();
     json!([{"op": "add", "path": path, "value": value}])
 }
 
-fn remove(path: &str) -> Value {
+pub fn remove(path: &str) -> Value {
     json!([{"op": "remove", "path": path}])
 }
 
-fn replace(path: &str, value: impl Into<Value>) -> Value {
+pub fn replace(path: &str, value: impl Into<Value>) -> Value {
     let value = value.into();
     json!([{"op": "replace", "path": path, "value": value}])
 }
@@ -266,7 +266,7 @@ async fn edit(client: &Client, object: &Value, operations: &Value) -> Value {
 }
 
 /// Makes each change, one after the other, and waits each time until it is undone.
-async fn comes_back(client: &Client, child: &Child) {
+pub async fn comes_back(client: &Client, child: &Child) {
     let object = &child.object;
     let what = format!("{} {}", object["kind"], object["metadata"]["name"]);
     assert!(read(client, object).await.is_some(), "{what} is not there");
@@ -290,7 +290,7 @@ async fn comes_back(client: &Client, child: &Child) {
     delete(client, object).await;
     let mut last = Value::Null;
     // A tenant's Secret is made anew with another password; the rotation's own tests look at it.
-    let secret = object["metadata"]["name"] == "driftwood-database";
+    let secret = object["metadata"]["name"].as_str().is_some_and(|name| name.ends_with("-database"));
     let back = eventually(async || {
         last = read(client, object).await?;
         let new = last["metadata"]["uid"] != old["metadata"]["uid"];

@@ -6,9 +6,11 @@ use devcluster::Options;
 use serde_json::json;
 
 use super::{
-    ground::{Ground, OPERATOR, apply, await_tenant, is, ready_tenant, tenant},
-    steps::{migrations, stalled},
-    verbs::{application, of, ours, patch},
+    bridge::bridge,
+    dedicated::dedicated,
+    ground::{Ground, OPERATOR, apply, await_tenant, create, is, ready_tenant, tenant},
+    steps::{migrations, plan, stalled},
+    verbs::{application, named, of, ours, patch, web},
 };
 
 /// For how long nothing may be written.
@@ -22,6 +24,7 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     for name in ["a", "ab", "a-b"] {
         ready_tenant(&ground.client, name, json!({})).await;
     }
+    with_namespaces_of_their_own(&ground).await;
     in_every_other_state(&ground).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let writes = async |what: &str| {
@@ -53,6 +56,34 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     // It does work again: a new tenant becomes Ready.
     ready_tenant(&ground.client, "after", json!({})).await;
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}
+
+/// Tenants of tiers bridge and dedicated, Ready and not.
+async fn with_namespaces_of_their_own(ground: &Ground) {
+    let client = &ground.client;
+    for name in ["b", "b-b"] {
+        let owners = json!({"spec": {"owners": [{"kind": "Group", "name": "staff"}]}});
+        ready_tenant(client, name, bridge("crm", owners)).await;
+    }
+    ready_tenant(client, "d", dedicated("crm", json!({}))).await;
+    let (front, mut worker) = (web(), web());
+    worker["name"] = "worker".into();
+    worker["port"] = serde_json::Value::Null;
+    worker["autoscaling"] = json!({"bridge": {"minReplicas": 1, "maxReplicas": 2, "targetCpuPercent": 80}});
+    application(client, "autoscaled", json!({"components": [front, worker]})).await;
+    ready_tenant(client, "scaled", bridge("autoscaled", json!({}))).await;
+    ready_tenant(client, "own-suspended", dedicated("crm", json!({}))).await;
+    patch(client, &ours("Tenant", "own-suspended"), &json!({"spec": {"suspended": true}})).await;
+    await_tenant(client, "own-suspended", "suspended", |tenant| is(tenant, "Ready", "False")).await;
+    ready_tenant(client, "moves", bridge("crm", json!({}))).await;
+    patch(client, &ours("Tenant", "moves"), &json!({"spec": {"tier": "pooled"}})).await;
+    stalled(client, "moves", "TierChange", &[]).await;
+    create(client, &named("v1", "Namespace", None, "tenant-shut-out")).await;
+    apply(client, &tenant("shut-out", bridge("crm", json!({})))).await.expect("a Tenant");
+    stalled(client, "shut-out", "ForeignObject", &[]).await;
+    plan(client, "tiny", json!({"quota": {"requests.cpu": "1m"}})).await;
+    apply(client, &tenant("too-big", bridge("crm", json!({"spec": {"plan": "tiny"}})))).await.expect("a Tenant");
+    stalled(client, "too-big", "QuotaTooSmall", &[]).await;
 }
 
 /// Tenants that are not Ready, each for another reason.

@@ -76,7 +76,7 @@ async fn held(tenant: &Tenant, world: &World) -> Outcome {
     }
     let failure = Failure::permanent("ForeignFinalizer", held_message("the Tenant", finalizers));
     let mut report = Report::new(tenant, world);
-    report.clear_place();
+    report.leave_place();
     report.verdicts = Concerns::not_ready(&failure);
     report.write_without_concerns().await?;
     Ok(None)

@@ -120,6 +120,13 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// The Tenant has no place any more.
+    pub(super) fn leave_place(&mut self) {
+        self.new.pool = None;
+        self.new.namespace = None;
+        self.new.database = None;
+    }
+
     /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
     /// that has nothing any more.
     pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
