@@ -72,12 +72,12 @@ async fn nothing_is_written_for_what_is_paused_and_everything_once_it_is_not() {
         }
         delete(client, &route(tenant)).await;
         patch(client, &ours("Tenant", name), &rotate("2")).await;
-        patch(client, &ours("Tenant", name), &json!({"spec": {"plan": "enterprise", "tier": "pooled"}})).await;
+        patch(client, &ours("Tenant", name), &json!({"spec": {"plan": "soho"}})).await;
     }
     await_tenant(client, "busy", "moved", |tenant| {
         rotated(tenant, "2")
             && is(tenant, "Ready", "True")
-            && tenant.status.as_ref().is_some_and(|it| it.plan.as_deref() == Some("enterprise"))
+            && tenant.status.as_ref().is_some_and(|it| it.plan.as_deref() == Some("soho"))
     })
     .await;
     let repaired = eventually(async || {
