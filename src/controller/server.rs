@@ -18,7 +18,7 @@ use crate::{
     api::{ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
     database::{DatabaseRecord, ErrorClass, Purpose, Server, ServerInfo, Tls},
-    desired::{join_faults, server_faults},
+    desired::{count, join_faults, server_faults},
 };
 
 pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) -> Outcome {
@@ -52,7 +52,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
             remove_finalizer(world.cluster.client(), server).await?;
             return Ok(None);
         }
-        let message = format!("{tenants} Tenants and {pools} Pools are still on this server: delete them first");
+        let message = format!("used by {} and {}: delete them first", count(tenants, "Tenant"), count(pools, "Pool"));
         return write(server, world, tenants, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
     }
     add_finalizer(world.cluster.client(), server).await?;
