@@ -4,6 +4,7 @@ use std::{
     env,
     io::{IsTerminal as _, stderr},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -15,6 +16,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
+
+/// How long answers that are under way may take when everything else has ended.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs one SaaS product for many customers, each at the isolation tier that its plan pays for.
 #[derive(Debug, Parser)]
@@ -106,7 +110,8 @@ async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     }));
     running.await?;
     drop(stop);
-    serving.await?
+    // Whoever still reads an answer has had long enough by then.
+    tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(Ok(())))?
 }
 
 /// Ready when the process is asked to end.

@@ -23,6 +23,7 @@ use prometheus_client::{
 };
 
 use super::{
+    events::Outcomes,
     failure::{Class, Failure},
     process::Process,
 };
@@ -58,8 +59,8 @@ struct OfServer {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfOutcome {
-    outcome: &'static str,
+pub(super) struct OfOutcome {
+    pub(super) outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -90,7 +91,7 @@ pub(super) struct Metrics {
     retries: Family<Retried, Counter>,
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
-    events: Family<OfOutcome, Counter>,
+    events: Outcomes,
 }
 
 impl Metrics {
@@ -127,7 +128,7 @@ impl Metrics {
             "Settings, privileges and memberships that differed from the records and were repaired",
             repaired.clone(),
         );
-        let events = Family::default();
+        let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
         Self { registry, observed, reconciled, durations, retries, ended_sessions, repaired, events }
     }
@@ -163,13 +164,27 @@ impl Metrics {
         self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
     }
 
-    /// Counts an Event by what became of it.
-    pub(super) fn event(&self, outcome: &'static str) {
-        self.events.get_or_create(&OfOutcome { outcome }).inc();
+    /// Where Events are counted by what became of them.
+    pub(super) fn events(&self) -> Outcomes {
+        self.events.clone()
+    }
+
+    /// What is rare is there with 0 before it happens: a rate can't see how a counter came to be.
+    fn begin_at_zero(&self, observation: &Observation) {
+        for (kind, ..) in &observation.queues {
+            for result in ["completed", "failed", "panicked"] {
+                drop(self.reconciled.get_or_create(&Reconciled { kind: (*kind).to_owned(), result }));
+            }
+        }
+        for (server, ..) in &observation.servers {
+            drop(self.repaired.get_or_create(&OfServer { server: server.clone() }));
+            drop(self.ended_sessions.get_or_create(&OfServer { server: server.clone() }));
+        }
     }
 
     /// All metrics as text, with what was looked at for them.
     pub(super) fn text(&self, observation: Observation) -> String {
+        self.begin_at_zero(&observation);
         *self.observed.0.lock().unwrap_or_else(PoisonError::into_inner) = observation;
         let mut text = String::new();
         // Writing to a String never fails.
@@ -288,12 +303,19 @@ fn family<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::{Call, Watched};
 
     #[test]
     fn everything_that_the_documentation_lists_is_there_and_nothing_else() {
-        let calls = Calls::default();
-        let watches = Watches::default();
-        let metrics = Metrics::new(calls, &watches);
+        let (calls, watches) = (Calls::default(), Watches::default());
+        let metrics = Metrics::new(calls.clone(), &watches);
+        // A family without a member is left out of the text.
+        calls.get_or_create(&Call { verb: "get", resource: "tenants".into(), code: "200".into() }).inc();
+        watches.restarts().get_or_create(&Watched { kind: "Tenant".into() }).inc();
+        metrics.reconciled("Tenant", Some(&Failure::transient("Away", "away")), Duration::from_millis(3));
+        metrics.ended_sessions("main", 1);
+        metrics.repaired("main", 1);
+        metrics.events().get_or_create(&OfOutcome { outcome: "sent" }).inc();
         let observation = Observation {
             queues: vec![("Tenant", 2, Duration::from_millis(1_500))],
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],

@@ -8,6 +8,7 @@ mod conditions;
 mod connection;
 mod databases;
 mod definitions;
+mod events;
 mod failure;
 mod health;
 mod leader;
@@ -55,6 +56,7 @@ use tracing::info;
 use self::{
     bulkheads::Bulkheads,
     databases::Databases,
+    events::Events,
     failure::Backoff,
     health::{Health, Phase, Signs},
     metrics::{Metrics, Observation},
@@ -148,6 +150,7 @@ pub async fn start(
     let client = |term: Option<Term>| {
         cluster::client(config.clone(), args.api_timeout, term, &calls).context("prepare a client")
     };
+    let instance = lease.as_ref().map_or_else(|| "tenantry".to_owned(), |lease| lease.identity.clone());
     let lease = lease.map(|lease| anyhow::Ok((client(None)?, lease))).transpose()?;
     let client = client(Some(term.clone()))?;
     let facts = facts(&client).await?;
@@ -174,6 +177,9 @@ pub async fn start(
     let (server_queue, server_requests) = Queue::new();
     let (pool_queue, pool_requests) = Queue::new();
     let watches = Watches::default();
+    let metrics = Metrics::new(calls, &watches);
+    let (events, lines) = Events::new(metrics.events());
+    tokio::spawn(events::send(client.clone(), instance, lines, metrics.events()));
     let world = Arc::new(World {
         settings: args.desired(),
         cluster: Cluster::new(client, Arc::new(Children::new(state::extract))),
@@ -194,8 +200,9 @@ pub async fn start(
         rollouts: Rollouts::default(),
         looks: Looks::default(),
         backoff: Backoff::default(),
-        metrics: Metrics::new(calls, &watches),
+        metrics,
         watches,
+        events,
         definitions: Arc::default(),
         health: Health::default(),
         term,

@@ -19,8 +19,8 @@ use crate::{
         Kind, Object,
         availability::ComponentState,
         rollout::{
-            Cause, Decision, Progress, Record, STOPPED, Source, Unit, UnitKind, UnitName, WAITING, Wait, cause, decide,
-            held_back, identity, recorded, taken, template_hash,
+            Cause, Decision, Progress, Record, STOPPED, Source, Turns, Unit, UnitKind, UnitName, WAITING, Wait, cause,
+            decide, held_back, identity, recorded, template_hash,
         },
     },
 };
@@ -35,29 +35,34 @@ pub(super) type Sources<'a> = dyn Fn() -> BTreeMap<String, Source> + Send + Sync
 /// What of rollouts isn't in the live objects.
 #[derive(Default)]
 pub(super) struct Rollouts {
-    by_application: Mutex<HashMap<String, Turns>>,
+    by_application: Mutex<HashMap<String, Rollout>>,
 }
 
-/// The turns of one Application.
+/// What is known of one Application's rollouts.
 #[derive(Default)]
-struct Turns {
-    /// Who was told to go, and doesn't show it yet.
-    begun: BTreeSet<UnitName>,
+struct Rollout {
+    turns: Turns,
     /// Who waits and wasn't woken.
     waiting: BTreeSet<UnitName>,
-    /// What each that waits was told.
-    told: BTreeMap<UnitName, Wait>,
+}
+
+impl Rollout {
+    /// Somebody waits no longer.
+    fn forget(&mut self, name: &UnitName) {
+        self.waiting.remove(name);
+        self.turns.told.remove(name);
+    }
 }
 
 impl Rollouts {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Turns>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Rollout>> {
         // Every update is one insertion or removal, so a panic in between leaves nothing half done.
         self.by_application.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a unit waits for, since it last asked.
     fn told(&self, application: &str, name: &UnitName) -> Option<Wait> {
-        self.lock().get(application)?.told.get(name).cloned()
+        self.lock().get(application)?.turns.told.get(name).cloned()
     }
 }
 
@@ -70,8 +75,8 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if let Some(turns) = self.world.rollouts.lock().get_mut(self.application) {
-            turns.begun.remove(&self.name);
+        if let Some(rollout) = self.world.rollouts.lock().get_mut(self.application) {
+            rollout.turns.begun.remove(&self.name);
         }
         wake(self.world, self.application);
     }
@@ -197,29 +202,27 @@ enum Asked<'a> {
 fn ask<'a>(world: &'a Arc<World>, application: &'a str, name: &UnitName, cause: Option<Cause>) -> Asked<'a> {
     let mut all = world.rollouts.lock();
     let Some(cause) = cause else {
-        if let Some(turns) = all.get_mut(application) {
-            turns.waiting.remove(name);
-            turns.told.remove(name);
+        if let Some(rollout) = all.get_mut(application) {
+            rollout.forget(name);
         }
         return Asked::Unchanged;
     };
     // Under the lock: nobody else's turn begins between the look and the decision.
     let (own, others): (Vec<_>, Vec<_>) = units(world, application).into_iter().partition(|unit| unit.name == *name);
     let unit = own.into_iter().next().unwrap_or_else(|| Unit { name: name.clone(), components: Vec::new() });
-    let turns = all.entry(application.to_owned()).or_default();
-    match decide(&unit, cause, &others, &turns.begun, limit(world, application, name.kind)) {
+    let rollout = all.entry(application.to_owned()).or_default();
+    match decide(&unit, cause, &others, &rollout.turns, limit(world, application, name.kind)) {
         Decision::Go { staged } => {
-            turns.waiting.remove(name);
-            turns.told.remove(name);
+            rollout.forget(name);
             let turn = staged.then(|| {
-                turns.begun.insert(name.clone());
+                rollout.turns.begun.insert(name.clone());
                 Turn { world, application, name: name.clone() }
             });
             Asked::Go { staged, turn }
         }
         Decision::Wait(wait) => {
-            turns.waiting.insert(name.clone());
-            turns.told.insert(name.clone(), wait);
+            rollout.waiting.insert(name.clone());
+            rollout.turns.told.insert(name.clone(), wait);
             Asked::Wait
         }
     }
@@ -271,29 +274,40 @@ fn takes_part(world: &World, name: &UnitName) -> bool {
 pub(super) fn stir(world: &World) {
     let waiting: Vec<_> = {
         let all = world.rollouts.lock();
-        all.iter().filter(|(_, turns)| !turns.waiting.is_empty()).map(|(application, _)| application.clone()).collect()
+        all.iter()
+            .filter(|(_, rollout)| !rollout.waiting.is_empty())
+            .map(|(application, _)| application.clone())
+            .collect()
     };
     for application in waiting {
         wake(world, &application);
     }
 }
 
+/// Looks at as many of those that wait as turns are free, and at those who don't know yet
+/// that the rollout has stopped, or goes on. Those that are down come first.
 fn wake(world: &World, application: &str) {
     let mut all = world.rollouts.lock();
-    let Some(turns) = all.get_mut(application).filter(|turns| !turns.waiting.is_empty()) else { return };
+    let Some(rollout) = all.get_mut(application).filter(|rollout| !rollout.waiting.is_empty()) else { return };
     let units = units(world, application);
-    if units.iter().any(|unit| unit.failed().is_some()) {
-        return;
+    let is_stopped = units.iter().any(|unit| unit.failed().is_some());
+    let told = &rollout.turns.told;
+    let is_stale = |name: &&UnitName| told.get(*name).is_some_and(|wait| (wait.reason == STOPPED) != is_stopped);
+    let mut next: BTreeSet<UnitName> = rollout.waiting.iter().filter(is_stale).cloned().collect();
+    if !is_stopped {
+        let ill: BTreeSet<_> = units.iter().filter(|unit| unit.is_ill()).map(|unit| &unit.name).collect();
+        for kind in [UnitKind::Pool, UnitKind::Tenant] {
+            let free = limit(world, application, kind).saturating_sub(rollout.turns.taken(kind, &units).len());
+            let mut candidates: Vec<_> = rollout.waiting.iter().filter(|name| name.kind == kind).collect();
+            candidates.sort_by_key(|name| !ill.contains(name));
+            next.extend(candidates.into_iter().take(free).cloned());
+        }
     }
-    for kind in [UnitKind::Pool, UnitKind::Tenant] {
-        let free = limit(world, application, kind).saturating_sub(taken(kind, &units, &turns.begun).len());
-        let next: Vec<_> = turns.waiting.iter().filter(|name| name.kind == kind).take(free).cloned().collect();
-        for name in next {
-            turns.waiting.remove(&name);
-            match name.kind {
-                UnitKind::Pool => world.queues.pools.push(&name.name),
-                UnitKind::Tenant => world.queues.tenants.push(&name.name),
-            }
+    for name in next {
+        rollout.waiting.remove(&name);
+        match name.kind {
+            UnitKind::Pool => world.queues.pools.push(&name.name),
+            UnitKind::Tenant => world.queues.tenants.push(&name.name),
         }
     }
 }
@@ -339,6 +353,7 @@ pub(super) fn review(world: &World, application: &Application) -> Result<(), Fai
     wake(world, &name);
     let units = units(world, &name);
     if let Some((unit, why)) = units.iter().find_map(|unit| Some((&unit.name, unit.failed()?))) {
+        let why = said(world, unit).unwrap_or(why);
         return Err(Failure::permanent(
             STOPPED,
             format!(
@@ -354,6 +369,17 @@ pub(super) fn review(world: &World, application: &Application) -> Result<(), Fai
         }
         (None, None) => Ok(()),
     }
+}
+
+/// What the status of a unit whose rollout failed says of it: it knows what its pods say.
+fn said(world: &World, name: &UnitName) -> Option<String> {
+    let conditions = match name.kind {
+        UnitKind::Pool => world.pool(&name.name)?.status.clone()?.conditions,
+        UnitKind::Tenant => world.stores.tenants.get(&ObjectRef::new(&name.name))?.status.clone()?.conditions,
+    };
+    let condition = find_condition(&conditions, ConditionType::RolledOut)?;
+    let is_its_own = condition.status == "False" && ![WAITING, STOPPED, "Rolling"].contains(&condition.reason.as_str());
+    is_its_own.then(|| condition.message.clone())
 }
 
 /// The first unit whose status says that it waits for its turn.

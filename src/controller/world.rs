@@ -21,6 +21,7 @@ use super::{
     bulkheads::Bulkheads,
     databases::Databases,
     definitions::Definitions,
+    events::Events,
     failure::Backoff,
     health::Health,
     metrics::Metrics,
@@ -68,6 +69,7 @@ pub(super) struct World {
     pub(super) watches: Watches,
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,
+    pub(super) events: Events,
     /// The term in which everything is written.
     pub(super) term: Term,
     /// Whether the operator was asked to end.

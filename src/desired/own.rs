@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Catalog, Fault, checks, limit_range, quota, tenant::room_faults, usage};
+use super::{Catalog, Fault, checks, quantity, quota, tenant::room_faults, usage};
 use crate::api::{Application, Placement, Plan, Tenant, Tier};
 
 /// Everything, in the order in which one would mend it.
@@ -67,12 +67,14 @@ fn server_of_its_own(tenant: &Tenant, application: &Application, tier: Tier, cat
 
 /// A LimitRange that contradicts itself; the API server would refuse it.
 fn limit_range_faults(plan: &Plan, plan_name: &str) -> Vec<Fault> {
-    let Some(item) = plan.spec.limit_range.as_ref().and_then(limit_range::item) else { return Vec::new() };
+    let Some(settings) = &plan.spec.limit_range else { return Vec::new() };
+    let amounts = |written| usage::amounts(quantity::typed(written).as_ref());
+    // What is left out follows from these, and never contradicts more than they do themselves.
     let lists: BTreeMap<_, _> = [
-        ("min", usage::amounts(item.min.as_ref())),
-        ("defaultRequest", usage::amounts(item.default_request.as_ref())),
-        ("default", usage::amounts(item.default.as_ref())),
-        ("max", usage::amounts(item.max.as_ref())),
+        ("min", amounts(settings.min.as_ref())),
+        ("defaultRequest", amounts(settings.default_request.as_ref())),
+        ("default", amounts(settings.default.as_ref())),
+        ("max", amounts(settings.max.as_ref())),
     ]
     .into();
     let mut faults = Vec::new();
@@ -97,9 +99,7 @@ fn limit_range_faults(plan: &Plan, plan_name: &str) -> Vec<Fault> {
             let amount = |list: &str| lists[list].get(resource);
             let (Some(below), Some(above)) = (amount(low), amount(high)) else { continue };
             if below > above {
-                let message = format!(
-                    "{low} is {below}, above {high}, which is {above} (each that is left out follows from the others): correct one of them"
-                );
+                let message = format!("{low} is {below}, and {high} is {above}: correct one of them");
                 faults.push(Fault::new("InvalidLimitRange", path(low), message));
                 break;
             }

@@ -215,7 +215,8 @@ pub(super) fn quota_faults(application: &Application, settings: &Settings, capac
     let held = BTreeMap::new();
     let sidecar = Sidecar { settings, capacity };
     let Ok(workloads) = parts(application, Owner::Pool(""), "", sidecar, &held) else { return Vec::new() };
-    let counts = Counts::of(workloads.objects());
+    let mut counts = Counts::of(workloads.objects());
+    counts.add_shared(application);
     let faults = room_faults(application, &workloads.footprints, counts, capacity);
     [quota::name_faults("spec.pools.quota", pool_quota(application)), faults].concat()
 }

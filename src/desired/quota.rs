@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{LimitRangeItem, PodSpec};
 
 use super::{Fault, Kind, Object, quantity::Amount, tuning::Scale, usage};
-use crate::api::Quantities;
+use crate::api::{Application, Quantities};
 
 /// The reason of a quota that is too small.
 const TOO_SMALL: &str = "QuotaTooSmall";
@@ -144,6 +144,14 @@ impl Counts {
     pub(super) fn add(&mut self, kind: Kind, number: u64) {
         let group = if kind.group().is_empty() { String::new() } else { format!(".{}", kind.group()) };
         *self.0.entry(format!("count/{}{group}", kind.plural())).or_default() += number;
+    }
+
+    /// The copies of what an Application shares.
+    pub(super) fn add_shared(&mut self, application: &Application) {
+        let Some(shared) = &application.spec.shared else { return };
+        let number = |names: &Option<Vec<String>>| names.as_ref().map_or(0, |names| names.len() as u64);
+        self.add(Kind::Secret, number(&shared.secrets));
+        self.add(Kind::ConfigMap, number(&shared.config_maps));
     }
 
     /// What counts under a name of a quota: `configmaps` is `count/configmaps`.

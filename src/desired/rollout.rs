@@ -5,7 +5,7 @@
 //! kept in an annotation of each Deployment (not of its pods): the [`Record`].
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
@@ -239,18 +239,19 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Why others have to wait for this unit: a template that came by turn is not everywhere
-    /// in it yet, or doesn't serve.
-    fn holds(&self) -> Option<String> {
-        self.components.iter().filter(|state| state.is_staged()).find_map(|state| {
-            let component = &state.component;
-            match &state.rollout.progress {
-                Progress::Failed(message) => Some(format!("component {component}: {message}")),
-                Progress::Rolling | Progress::Unobserved => Some(format!("component {component} is being rolled out")),
-                Progress::Complete if !state.available => Some(format!("component {component} doesn't serve")),
-                Progress::Complete => None,
-            }
-        })
+    /// Whether a template that came by turn is on its way through this unit, or failed there.
+    fn is_under_way(&self) -> bool {
+        self.components.iter().any(|state| state.is_staged() && state.rollout.progress != Progress::Complete)
+    }
+
+    /// Whether some component doesn't serve.
+    fn is_down(&self) -> bool {
+        self.components.iter().any(|state| !state.available)
+    }
+
+    /// Whether a template that came by turn was everywhere in this unit, and now it is down.
+    fn went_down(&self) -> bool {
+        self.components.iter().any(|state| state.is_staged() && !state.available)
     }
 
     /// Why the rollout ends at this unit: a template that came by turn failed.
@@ -267,14 +268,11 @@ impl Unit {
     }
 
     /// Whether the unit is down, or doesn't get on, by something other than a template that is
-    /// on its way to all: a changed template can't make it worse, and may be what heals it.
-    fn is_ill(&self) -> bool {
-        let is_ill = |state: &ComponentState| match state.rollout.progress {
-            Progress::Complete => !state.available,
-            Progress::Failed(_) => !state.is_staged(),
-            Progress::Rolling | Progress::Unobserved => !state.is_staged() && !state.available,
-        };
-        self.failed().is_none() && self.components.iter().any(is_ill)
+    /// on its way to all: that the next template fails there as well says nothing of it.
+    pub fn is_ill(&self) -> bool {
+        let stuck =
+            |state: &ComponentState| !state.is_staged() && matches!(state.rollout.progress, Progress::Failed(_));
+        !self.is_under_way() && (self.is_down() || self.components.iter().any(stuck))
     }
 }
 
@@ -331,18 +329,38 @@ pub enum Decision {
     Wait(Wait),
 }
 
-/// Whether `unit` may get a changed template, where at most `limit` of its sort may be in a
-/// rollout at a time. `others` are the other units of the Application that take part, and
-/// `begun` names those that were told to go and don't show it yet.
-pub fn decide(unit: &Unit, cause: Cause, others: &[Unit], begun: &BTreeSet<UnitName>, limit: usize) -> Decision {
-    let has_a_turn = unit.holds().is_some();
+/// What of the turns isn't in the live objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turns {
+    /// Who was told to go, and doesn't show it yet.
+    pub begun: BTreeSet<UnitName>,
+    /// What each that waits was told.
+    pub told: BTreeMap<UnitName, Wait>,
+}
+
+impl Turns {
+    /// Whether others have to wait for this unit. One that went down holds nobody up where it
+    /// waits for a template itself.
+    fn has(&self, unit: &Unit) -> bool {
+        unit.is_under_way()
+            || self.begun.contains(&unit.name)
+            || (unit.went_down() && !self.told.contains_key(&unit.name))
+    }
+
+    /// The units of a sort that have a turn now.
+    pub fn taken<'a>(&self, kind: UnitKind, units: &'a [Unit]) -> Vec<&'a UnitName> {
+        units.iter().filter(|unit| unit.name.kind == kind && self.has(unit)).map(|unit| &unit.name).collect()
+    }
+}
+
+/// Whether `unit` may get a changed template, where at most `limit` of its sort may have a
+/// turn at a time. `others` are the other units of the Application that take part.
+pub fn decide(unit: &Unit, cause: Cause, others: &[Unit], turns: &Turns, limit: usize) -> Decision {
     if cause == Cause::Own {
-        return Decision::Go { staged: has_a_turn };
+        return Decision::Go { staged: unit.is_under_way() };
     }
-    if unit.is_ill() {
-        return Decision::Go { staged: false };
-    }
-    if has_a_turn {
+    // Where a template failed, another one can only heal.
+    if unit.failed().is_some() {
         return Decision::Go { staged: true };
     }
     if let Some((name, why)) = others.iter().find_map(|other| Some((&other.name, other.failed()?))) {
@@ -351,18 +369,10 @@ pub fn decide(unit: &Unit, cause: Cause, others: &[Unit], begun: &BTreeSet<UnitN
         );
         return Decision::Wait(Wait { reason: STOPPED, message });
     }
-    let taken: Vec<_> = taken(unit.name.kind, others, begun).into_iter().filter(|name| **name != unit.name).collect();
-    match taken.first() {
-        Some(first) if taken.len() >= limit => {
-            let message = format!("the changed template comes after that of {first}");
-            Decision::Wait(Wait { reason: WAITING, message })
-        }
-        _ => Decision::Go { staged: true },
+    if turns.taken(unit.name.kind, others).len() < limit {
+        return Decision::Go { staged: !unit.is_ill() };
     }
-}
-
-/// The units of a sort that have a turn now.
-pub fn taken<'a>(kind: UnitKind, units: &'a [Unit], begun: &'a BTreeSet<UnitName>) -> BTreeSet<&'a UnitName> {
-    let holders = units.iter().filter(|unit| unit.holds().is_some()).map(|unit| &unit.name);
-    holders.chain(begun).filter(|name| name.kind == kind).collect()
+    // Without a name: it would change with each turn of the others.
+    let message = "the changed template comes after others; condition RolledOut of the Application says where it is";
+    Decision::Wait(Wait { reason: WAITING, message: message.to_owned() })
 }

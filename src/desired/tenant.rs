@@ -284,10 +284,7 @@ impl Case<'_> {
         let mut counts = Counts::of(body.objects());
         counts.add(Kind::RoleBinding, 1);
         counts.add(Kind::Secret, 1);
-        let shared = self.application.spec.shared.as_ref();
-        let number = |names: Option<&Vec<String>>| names.map_or(0, |names| names.len() as u64);
-        counts.add(Kind::Secret, number(shared.and_then(|shared| shared.secrets.as_ref())));
-        counts.add(Kind::ConfigMap, number(shared.and_then(|shared| shared.config_maps.as_ref())));
+        counts.add_shared(self.application);
         if let Some(route) = &self.application.spec.route {
             counts.add(route_kind(route), 1);
         }

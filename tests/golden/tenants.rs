@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::json;
 use tenantry::{
-    api::{Application, Plan, Tenant, Tier},
+    api::{Application, Placement, Plan, Tenant, Tier},
     desired::{
         Effective, Fault, effective, find_time_zone,
         hosts::{Claim, Holder, HostIndex},
@@ -138,6 +138,32 @@ fn servers_that_refuse_are_passed_over_until_none_is_left() {
         application.spec.database.dedicated = application.spec.database.pooled.clone();
     });
     assert_eq!(own.unwrap().servers, ["main"]);
+}
+
+#[test]
+fn a_server_of_its_own_has_to_be_reserved() {
+    let own = |reserved: Option<&str>, placement: &str| {
+        check(|tenant, plan, application, shelf| {
+            plan.spec.quota = None;
+            plan.spec.allowed_tiers = Some(vec![Tier::Dedicated]);
+            tenant.spec.tier = Some(Tier::Dedicated);
+            let choice = json!({"servers": ["main"], "placement": placement});
+            application.spec.database.dedicated = serde_json::from_value(choice).unwrap();
+            shelf.servers.get_mut("main").unwrap().spec.reserved_for = reserved.map(str::to_owned);
+        })
+    };
+    one_fault(
+        own(None, "Server"),
+        "NoServerReserved Application crm: spec.database.dedicated.servers",
+        &["none of main is reserved for acme", "spec.reservedFor: acme"],
+    );
+    assert_eq!(own(Some("acme"), "Server").unwrap().placement, Some(Placement::Server));
+    assert_eq!(own(None, "Database").unwrap().placement, Some(Placement::Database));
+    let bridge = check(|tenant, _, application, _| {
+        tenant.spec.tier = Some(Tier::Bridge);
+        application.spec.database.bridge.as_mut().unwrap().placement = Some(Placement::Server);
+    });
+    assert_eq!(bridge.unwrap().placement, None, "it is for tier dedicated alone");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
@@ -99,12 +101,17 @@ impl Ground {
         let out = File::options().create(true).append(true).open(&log).expect("a log file");
         let port = free_port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        if !more.contains(&"--lease-identity") {
+            // One that comes back leads at once, as a container does in its pod, and an API server
+            // that a test takes away for a while ends none.
+            command
+                .env("TENANTRY_LEASE_IDENTITY", "test")
+                .env("TENANTRY_LEASE_DURATION", "120s")
+                .env("TENANTRY_LEASE_RENEW_DEADLINE", "100s");
+        }
         command
             .args(["operator", "--namespace", NAMESPACE, "--listen", &format!("127.0.0.1:{port}")])
             .args(["--agent-image", "registry.example.com/tenantry:test"])
-            // One that comes back leads at once, as a container does in its pod, and an API server
-            // that a test takes away for a while ends none.
-            .args(["--lease-identity", "test", "--lease-duration", "120s", "--lease-renew-deadline", "100s"])
             .args(more)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("TENANTRY_LOG", std::env::var("TENANTRY_LOG").unwrap_or_else(|_| "info,tenantry=debug".into()))
@@ -163,6 +170,43 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        output(Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]));
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = eventually(async || self.child.try_wait().expect("a child")).await;
+        ended.expect("it ends").code()
+    }
+
+    /// What it answers to a GET: the status and the body; nothing while it doesn't listen.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    /// Waits until it says this of its readiness.
+    pub async fn says(&self, status: u16, text: &str) {
+        let mut last = None;
+        let said = eventually(async || {
+            last = self.get("/readyz");
+            last.as_ref().filter(|(code, body)| *code == status && body.contains(text)).map(drop)
+        });
+        assert!(said.await.is_some(), "/readyz says {last:?}, not {status} {text}");
+    }
+
+    /// The value of a metric, with its labels as they are written; nothing if it is not there.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, body) = self.get("/metrics")?;
+        body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// Ends it as a crash would.
     pub fn kill(mut self) {
         self.child.kill().expect("a running operator");

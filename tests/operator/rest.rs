@@ -1,48 +1,64 @@
 //! At rest the operator writes nothing, and after a restart neither.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use devcluster::Options;
+use kube::{Api, api::ListParams};
 use serde_json::json;
+use tenantry::api::Tenant;
 
 use super::{
-    ground::{Ground, OPERATOR, apply, await_tenant, is, ready_tenant, tenant},
-    steps::{migrations, stalled},
-    verbs::{application, of, ours, patch},
+    bridge::bridge,
+    dedicated::dedicated,
+    ground::{Ground, OPERATOR, Operator, apply, await_tenant, create, eventually, is, ready_tenant, tenant},
+    steps::{migrations, plan, reconciles, stalled},
+    verbs::{application, named, of, ours, patch, web},
 };
 
-/// For how long nothing may be written.
-const REST: Duration = Duration::from_secs(8);
+/// The server is looked at every second, and swept every other.
+const FLAGS: [&str; 4] = ["--health-interval", "1s", "--sweep-interval", "2s"];
+
+/// Waits until the operator has looked at its servers so many times more, as it does on its own
+/// account and at rest: as often as that, nothing else was to be done.
+async fn rounds(operator: &Operator, count: u64) {
+    let until = reconciles(operator, "DatabaseServer") + count;
+    let looked = eventually(async || (reconciles(operator, "DatabaseServer") >= until).then_some(())).await;
+    assert!(looked.is_some(), "the operator looks at its servers");
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_rest_and_after_a_restart_nothing_is_written() {
     let ground = Ground::start(Options { audit: true, ..Options::default() }).await;
-    let operator = ground.operator(&["--health-interval", "1s", "--sweep-interval", "2s"]);
+    let operator = ground.operator(&FLAGS);
     ground.examples().await;
     for name in ["a", "ab", "a-b"] {
         ready_tenant(&ground.client, name, json!({})).await;
     }
+    with_namespaces_of_their_own(&ground).await;
     in_every_other_state(&ground).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let writes = async |what: &str| {
-        let audit = ground.cluster.audit();
+    let audit = ground.cluster.audit();
+    let calls = async |count: u64| {
         let mark = audit.mark().expect("a mark");
-        tokio::time::sleep(REST).await;
+        rounds(&operator, count).await;
         let mut calls: BTreeMap<String, u64> = BTreeMap::new();
         for event in audit.events(mark).expect("events") {
             if event.user == OPERATOR && event.verb != "watch" && event.resource != "leases" {
                 *calls.entry(format!("{} {}", event.verb, event.resource)).or_default() += 1;
             }
         }
-        println!("{what}: {calls:?}");
         calls
     };
-    assert_eq!(writes("at rest").await, BTreeMap::new());
+    let settled = eventually(async || calls(4).await.is_empty().then_some(())).await;
+    assert!(settled.is_some(), "it does not come to rest: {:?}", calls(4).await);
+    assert_eq!(calls(20).await, BTreeMap::new(), "at rest");
     operator.kill();
-    let audit = ground.cluster.audit();
     let mark = audit.mark().expect("a mark");
-    let _operator = ground.operator(&[]);
-    tokio::time::sleep(REST).await;
+    let operator = ground.operator(&FLAGS);
+    let tenants = Api::<Tenant>::all(ground.client.clone()).list(&ListParams::default()).await.expect("a list").items;
+    let tenants = u64::try_from(tenants.len()).expect("few");
+    let all = eventually(async || (reconciles(&operator, "Tenant") >= tenants).then_some(())).await;
+    assert!(all.is_some(), "every Tenant is looked at");
+    rounds(&operator, 20).await;
     let written: Vec<_> = audit
         .events(mark)
         .expect("events")
@@ -53,6 +69,34 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     // It does work again: a new tenant becomes Ready.
     ready_tenant(&ground.client, "after", json!({})).await;
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}
+
+/// Tenants of tiers bridge and dedicated, Ready and not.
+async fn with_namespaces_of_their_own(ground: &Ground) {
+    let client = &ground.client;
+    for name in ["b", "b-b"] {
+        let owners = json!({"spec": {"owners": [{"kind": "Group", "name": "staff"}]}});
+        ready_tenant(client, name, bridge("crm", owners)).await;
+    }
+    ready_tenant(client, "d", dedicated("crm", json!({}))).await;
+    let (front, mut worker) = (web(), web());
+    worker["name"] = "worker".into();
+    worker["port"] = serde_json::Value::Null;
+    worker["autoscaling"] = json!({"bridge": {"minReplicas": 1, "maxReplicas": 2, "targetCpuPercent": 80}});
+    application(client, "autoscaled", json!({"components": [front, worker]})).await;
+    ready_tenant(client, "scaled", bridge("autoscaled", json!({}))).await;
+    ready_tenant(client, "own-suspended", dedicated("crm", json!({}))).await;
+    patch(client, &ours("Tenant", "own-suspended"), &json!({"spec": {"suspended": true}})).await;
+    await_tenant(client, "own-suspended", "suspended", |tenant| is(tenant, "Ready", "False")).await;
+    ready_tenant(client, "moves", bridge("crm", json!({}))).await;
+    patch(client, &ours("Tenant", "moves"), &json!({"spec": {"tier": "pooled"}})).await;
+    stalled(client, "moves", "TierChange", &[]).await;
+    create(client, &named("v1", "Namespace", None, "tenant-shut-out")).await;
+    apply(client, &tenant("shut-out", bridge("crm", json!({})))).await.expect("a Tenant");
+    stalled(client, "shut-out", "ForeignObject", &[]).await;
+    plan(client, "tiny", json!({"quota": {"requests.cpu": "1m"}})).await;
+    apply(client, &tenant("too-big", bridge("crm", json!({"spec": {"plan": "tiny"}})))).await.expect("a Tenant");
+    stalled(client, "too-big", "QuotaTooSmall", &[]).await;
 }
 
 /// Tenants that are not Ready, each for another reason.

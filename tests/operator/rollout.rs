@@ -195,7 +195,7 @@ async fn a_changed_template_reaches_one_pool_after_another_and_none_after_a_fail
     let edited = patch(&client, &held, &json!({"spec": {"template": {"spec": {"containers": spy}}}})).await;
     assert_ne!(edited["spec"]["template"], before);
     let restored = eventually(async || (template().await == before).then_some(())).await;
-    assert!(restored.is_some(), "it does not come to what was applied last: {:#}", template().await);
+    assert!(restored.is_some(), "{:#}\ndoes not come back to {before:#}", template().await);
     let mut more = nowhere();
     more["replicas"] = json!({"pooled": 3});
     staged(&client, "waves", FIXED, json!({"spec": deadline, "web": more})).await;
@@ -251,7 +251,7 @@ async fn a_restart_in_mid_rollout_begins_no_second_turn() {
     let rolling = begun.await.expect("the rollout begins");
     let others: Vec<_> = pools.iter().filter(|pool| **pool != rolling).collect();
     for pool in &others {
-        await_condition(client, &ours("Pool", pool), "RolledOut", "False", &format!("Pool {rolling}")).await;
+        await_condition(client, &ours("Pool", pool), "RolledOut", "False", "comes after others").await;
     }
     await_condition(client, &ours("Pool", &rolling), "RolledOut", "False", "no node takes its pods").await;
     await_condition(client, &ours("Application", "tides"), "RolledOut", "False", &rolling).await;

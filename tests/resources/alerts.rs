@@ -37,7 +37,12 @@ impl ExprVisitor for Asked {
     type Error = String;
 
     fn pre_visit(&mut self, expression: &Expr) -> Result<bool, String> {
-        if let Expr::VectorSelector(selector) = expression {
+        let selector = match expression {
+            Expr::VectorSelector(selector) => Some(selector),
+            Expr::MatrixSelector(range) => Some(&range.vs),
+            _ => None,
+        };
+        if let Some(selector) = selector {
             let name = selector.name.clone().ok_or("a selector without a name")?;
             self.labels.extend(selector.matchers.matchers.iter().map(|matcher| (name.clone(), matcher.name.clone())));
             self.metrics.insert(name);

@@ -13,6 +13,7 @@ use crate::{
     api::{ANNOTATION_ROTATE, ConditionType, is_true},
     cluster::{Key, Observed, desired_hash},
     controller::{
+        events::Note,
         failure::{Class, Failure},
         queue::Next,
         state::{ChildState, credentials},
@@ -54,13 +55,19 @@ pub(super) async fn publish(
     let asked = requested.filter(|value| report.rotated() != Some(value.as_str()));
     let cut = asked.as_deref().is_some_and(|value| value.starts_with(NOW));
     let suspended = case.effective.suspended;
+    provisioned.rotated = report.rotated().map(str::to_owned);
     let mut wait = None;
     let mut resumed = false;
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {
             Login::Unusable => Some(issue(place, provisioned, Overlap::Cut).await.map_err(credentials_failure)?),
-            Login::InUse { age } if !suspended && (asked.is_some() || is_old(case, age)) => {
+            // The operator ended between the Secret and the status: what was asked for is done.
+            Login::InUse { rotated, .. } if asked.is_some() && rotated == asked => {
+                resumed = true;
+                None
+            }
+            Login::InUse { age, .. } if !suspended && (asked.is_some() || is_old(case, age)) => {
                 match issue(place, provisioned, if cut { Overlap::Cut } else { Overlap::Respect }).await {
                     Ok(issued) => Some(issued),
                     // A rotation before this one is not over: this one waits for it.
@@ -79,6 +86,9 @@ pub(super) async fn publish(
         },
     };
     let renewed = fresh.is_some() || resumed;
+    if renewed && asked.is_some() {
+        provisioned.rotated.clone_from(&asked);
+    }
     match fresh {
         Some(issued) => {
             // A suspended tenant's logins are locked: there is nothing to log in with.
@@ -98,6 +108,14 @@ pub(super) async fn publish(
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
     }
+    if renewed && report.old().database.is_some() {
+        let text = if cut {
+            "new credentials; the old login is closed"
+        } else {
+            "new credentials; the old login closes when nobody uses it"
+        };
+        case.world.events.say(case.tenant, Note::normal("CredentialsRotated", "RotateCredentials", text));
+    }
     if let Some(value) = asked.filter(|_| renewed) {
         report.set_rotated(&value);
     }
@@ -106,8 +124,8 @@ pub(super) async fn publish(
 
 /// What the Secret has.
 enum Login {
-    /// The login in use, issued so long ago.
-    InUse { age: Duration },
+    /// The login in use, issued so long ago, and which request to rotate it answers.
+    InUse { age: Duration, rotated: Option<String> },
     /// A fresh login, from a rotation that the operator's end interrupted.
     Resumed,
     /// None, or one that the server doesn't know or soon won't.
@@ -115,7 +133,8 @@ enum Login {
 }
 
 async fn published_login(case: &Case<'_>, place: &Place, provisioned: &mut Provisioned) -> Result<Login, Failure> {
-    let Some(ChildState::Credentials { username, digest }) = case.world.cluster.children().state(&key(case, place))
+    let Some(ChildState::Credentials { username, digest, rotated }) =
+        case.world.cluster.children().state(&key(case, place))
     else {
         return Ok(Login::Unusable);
     };
@@ -123,7 +142,7 @@ async fn published_login(case: &Case<'_>, place: &Place, provisioned: &mut Provi
     let age = jiff::Timestamp::now().duration_since(login.since);
     let age = Duration::try_from(age).unwrap_or_default();
     match login.state {
-        LoginState::Current => Ok(Login::InUse { age }),
+        LoginState::Current => Ok(Login::InUse { age, rotated }),
         // The Secret was written, and the operator ended before it could say so.
         LoginState::Pending => {
             provisioned.connected.server.login_published(&place.database, &place.id, login.slot).await?;
@@ -173,7 +192,7 @@ async fn in_sync(
     report: &Report<'_>,
 ) -> Result<(), Blocked> {
     let key = key(case, place);
-    let Some(ChildState::Credentials { username, digest }) = case.world.cluster.children().state(&key) else {
+    let Some(ChildState::Credentials { username, digest, .. }) = case.world.cluster.children().state(&key) else {
         return Err(credentials_failure(Failure::waiting("SecretGone", "the Secret went; it is made anew")));
     };
     let hash = secret_hash(case, place, provisioned, &username, &digest);
@@ -239,6 +258,7 @@ fn secret_with(case: &Case<'_>, place: &Place, provisioned: &Provisioned, userna
         application: &case.effective.application,
         namespace: &place.namespace,
         hosts: &case.hosts,
+        rotated: provisioned.rotated.as_deref(),
         host: &endpoint.host,
         port: endpoint.port,
         database: &place.database,

@@ -17,6 +17,7 @@ use crate::{
         bulkheads,
         conditions::Concerns,
         databases::Connected,
+        events::Note,
         failure::{Class, Failure},
         placements::Cell,
         queue::Outcome,
@@ -76,7 +77,7 @@ async fn held(tenant: &Tenant, world: &World) -> Outcome {
     }
     let failure = Failure::permanent("ForeignFinalizer", held_message("the Tenant", finalizers));
     let mut report = Report::new(tenant, world);
-    report.clear_place();
+    report.leave_place();
     report.verdicts = Concerns::not_ready(&failure);
     report.write_without_concerns().await?;
     Ok(None)
@@ -174,11 +175,16 @@ async fn take_out_data(
         }
         match (policy, record.state) {
             (DeletionPolicy::Retain, TenantState::Live) => {
-                connected.server.retain(database, id, drop_after(tenant, world)).await?;
+                let until = drop_after(tenant, world);
+                connected.server.retain(database, id, until).await?;
+                let text = format!("the data stays locked in database {database} until {until}");
+                world.events.say(tenant, Note::normal("DataRetained", "RetainData", text));
             }
             (DeletionPolicy::Retain, _) => {}
             (DeletionPolicy::Delete, _) => {
                 connected.server.drop_tenant(database, id).await?;
+                let text = format!("the data in database {database} is dropped");
+                world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
             }
         }
         match connected.server.record(database, id).await? {

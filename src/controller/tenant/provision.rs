@@ -15,6 +15,8 @@ pub(super) struct Provisioned {
     pub(super) record: Arc<TenantRecord>,
     /// A login that was issued just now and that no Secret has yet.
     pub(super) issued: Option<IssuedLogin>,
+    /// The value of annotation `tenantry.io/rotate` that the Secret's login answers.
+    pub(super) rotated: Option<String>,
 }
 
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
@@ -43,7 +45,7 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         };
         let (record, issued) = connected.server.create_tenant(&place.database, &spec).await?;
         let record = connected.set_record(&place.database, record);
-        return Ok(Provisioned { connected, record, issued: Some(issued) });
+        return Ok(Provisioned { connected, record, issued: Some(issued), rotated: None });
     };
     if record.state != TenantState::Live {
         return Err(Failure::permanent(
@@ -55,11 +57,11 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         ));
     }
     if record.settings == settings {
-        return Ok(Provisioned { connected, record, issued: None });
+        return Ok(Provisioned { connected, record, issued: None, rotated: None });
     }
     connected.server.apply_settings(&place.database, &place.id, &settings).await?;
     let record = connected.set_record(&place.database, TenantRecord { settings, ..TenantRecord::clone(&record) });
-    Ok(Provisioned { connected, record, issued: None })
+    Ok(Provisioned { connected, record, issued: None, rotated: None })
 }
 
 /// Sees to the database of a tenant of tier bridge or dedicated; pools see to their own.

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 use super::{Case, place::Place, status::Report, tiers::of_another_tier};
 use crate::{
     api::{ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, ConflictState, TenantConflict},
-    controller::{conditions::now, databases::Connected, failure::Failure},
+    controller::{conditions::now, databases::Connected, events::Note, failure::Failure},
     database::{Purpose, TenantId, TenantRecord, TenantState},
 };
 
@@ -136,6 +136,8 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
     let restored = found.connected.server.restore(database, &found.record.id, case.name, uid).await?;
     report.keep_revision(&restored.settings);
     found.connected.set_record(database, restored);
+    let text = format!("the data that the Tenant with UID {old} left in database {database} is this Tenant's now");
+    case.world.events.say(case.tenant, Note::normal("DataRestored", "RestoreData", text));
     Ok(place)
 }
 

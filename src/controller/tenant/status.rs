@@ -130,6 +130,13 @@ impl<'a> Report<'a> {
         self.write_new().await
     }
 
+    /// The Tenant has no place any more.
+    pub(super) fn leave_place(&mut self) {
+        self.new.pool = None;
+        self.new.namespace = None;
+        self.new.database = None;
+    }
+
     /// Writes the status, if it differs, with the verdicts as its only conditions: of a Tenant
     /// that has nothing any more.
     pub(super) async fn write_without_concerns(&mut self) -> Result<bool> {
@@ -146,7 +153,12 @@ impl<'a> Report<'a> {
 
     async fn write_new(&self) -> Result<bool> {
         let statuses = &self.world.statuses.tenants;
-        statuses.write(self.world.cluster.client(), self.tenant, self.tenant.status.as_ref(), &self.new).await
+        let client = self.world.cluster.client();
+        let written = statuses.write(client, self.tenant, self.tenant.status.as_ref(), &self.new).await?;
+        if written {
+            self.world.events.transitions(self.tenant, &self.old.conditions, &self.new.conditions);
+        }
+        Ok(written)
     }
 }
 

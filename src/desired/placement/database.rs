@@ -116,3 +116,130 @@ fn full(tier: &str, found: &str, servers: &[ServerView]) -> DatabaseChoice {
     );
     DatabaseChoice::Full { message }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn server(name: &str, databases: u32, max_databases: u32) -> ServerView {
+        ServerView {
+            name: name.into(),
+            databases,
+            max_databases,
+            schemas_per_database: 4,
+            reserved: false,
+            refuses: None,
+        }
+    }
+
+    fn database(server: &str, name: &str, assigned: u32) -> DatabaseView {
+        DatabaseView { name: name.into(), server: server.into(), application: Some("crm".into()), assigned }
+    }
+
+    fn existing(server: &str, database: &str) -> DatabaseChoice {
+        DatabaseChoice::Existing { server: server.into(), database: database.into() }
+    }
+
+    fn new(server: &str, database: &str) -> DatabaseChoice {
+        DatabaseChoice::New { server: server.into(), database: database.into() }
+    }
+
+    #[test]
+    fn the_fullest_database_with_room_is_taken_and_only_one_of_the_application() {
+        let databases = [
+            database("main", "bridge_crm_1", 4),
+            database("main", "bridge_crm_2", 1),
+            database("main", "bridge_crm_3", 3),
+            DatabaseView { application: Some("shop".into()), ..database("main", "bridge_shop_1", 3) },
+            DatabaseView { application: None, ..database("main", "pool_crm_1", 3) },
+        ];
+        let servers = [server("main", 5, 5)];
+        assert_eq!(choose_bridge("crm", &servers, &databases), existing("main", "bridge_crm_3"));
+        assert_eq!(choose_bridge("shop", &servers, &databases), existing("main", "bridge_shop_1"));
+        // Equally full: the older one.
+        let equal = [database("main", "bridge_crm_10", 2), database("main", "bridge_crm_9", 2)];
+        assert_eq!(choose_bridge("crm", &servers, &equal), existing("main", "bridge_crm_9"));
+    }
+
+    #[test]
+    fn a_server_that_takes_nothing_new_is_passed_over_with_all_its_databases() {
+        let down = ServerView { refuses: Some("is not connected".into()), ..server("down", 1, 5) };
+        let databases = [database("down", "bridge_crm_1", 2), database("gone", "bridge_crm_2", 2)];
+        let servers = [down, server("main", 0, 5)];
+        assert_eq!(choose_bridge("crm", &servers, &databases), new("main", "bridge_crm_3"));
+    }
+
+    #[test]
+    fn names_differ_from_all_that_are_there() {
+        let foreign = DatabaseView { application: None, ..database("main", "bridge_crm_1", 0) };
+        let servers = [server("full", 2, 2), server("main", 1, 5)];
+        assert_eq!(choose_bridge("crm", &servers, &[foreign]), new("main", "bridge_crm_2"));
+        assert_eq!(choose_bridge("a-b", &servers, &[]), new("main", "bridge_a_b_1"));
+        assert!(naming::bridge_database(&"a".repeat(34), 9_999).len() <= 63);
+    }
+
+    #[test]
+    fn a_dedicated_tenant_has_a_database_on_the_first_server_with_room_or_on_its_own() {
+        let own = ServerView { reserved: true, ..server("own", 0, 1) };
+        let servers = [server("full", 2, 2), server("main", 0, 5), own];
+        let choose = |placement, servers: &[ServerView]| choose_dedicated("t_6ilmqx5mbn4c", placement, servers);
+        assert_eq!(choose(Placement::Database, &servers), new("main", "dedicated_6ilmqx5mbn4c"));
+        assert_eq!(choose(Placement::Server, &servers), new("own", "dedicated_6ilmqx5mbn4c"));
+        let DatabaseChoice::Full { message } = choose(Placement::Server, &servers[..2]) else {
+            panic!("none is its own")
+        };
+        assert!(message.contains("no server of its own") && !message.contains("full has 2"), "{message}");
+        let DatabaseChoice::Full { message } = choose(Placement::Database, &servers[..1]) else { panic!("it is full") };
+        for part in ["full has 2 of 2 databases (spec.capacity.databases)", "spec.database.dedicated.servers"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_full_cluster_says_which_setting_is_in_the_way() {
+        let message = |databases: &[DatabaseView]| match choose_bridge("crm", &[server("main", 2, 2)], databases) {
+            DatabaseChoice::Full { message } => message,
+            other => panic!("there is no room: {other:?}"),
+        };
+        let full = |number: usize| database("main", &naming::bridge_database("crm", number), 4);
+        assert!(message(&[]).starts_with("no database can be made for it: DatabaseServer main has 2 of 2 databases"));
+        assert!(message(&[full(1)]).starts_with("the Application's one bridge database is full"));
+        assert!(message(&[full(1), full(2)]).starts_with("the Application's 2 bridge databases are full"));
+        assert!(message(&[]).contains("spec.database.bridge.servers"));
+    }
+
+    proptest! {
+        #[test]
+        fn filling_never_overshoots_and_opens_one_database_at_a_time(
+            schemas in 1_u32..5, limit in 1_u32..4, tenants in 0_u32..40,
+        ) {
+            let mut databases: Vec<DatabaseView> = Vec::new();
+            let mut placed = 0;
+            for _ in 0..tenants {
+                let on = |name: &str| {
+                    let made = databases.iter().filter(|database| database.server == name).count();
+                    let made = u32::try_from(made).expect("a few databases");
+                    ServerView { schemas_per_database: schemas, ..server(name, made, limit) }
+                };
+                let servers = [on("one"), on("two")];
+                match choose_bridge("crm", &servers, &databases) {
+                    DatabaseChoice::Existing { server, database } => {
+                        let chosen = databases.iter_mut().find(|it| it.server == server && it.name == database);
+                        chosen.expect("one that is there").assigned += 1;
+                    }
+                    DatabaseChoice::New { server, database: name } => {
+                        prop_assert!(databases.iter().all(|it| it.name != name));
+                        prop_assert!(databases.iter().all(|it| it.assigned == schemas), "another has room");
+                        databases.push(database(&server, &name, 1));
+                    }
+                    DatabaseChoice::Full { .. } => break,
+                }
+                placed += 1;
+            }
+            prop_assert!(databases.iter().all(|it| it.assigned <= schemas));
+            prop_assert_eq!(placed, tenants.min(2 * limit * schemas));
+        }
+    }
+}
