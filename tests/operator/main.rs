@@ -23,6 +23,7 @@ mod hosts;
 mod in_use;
 mod killed;
 mod leader;
+mod leaving;
 mod limits;
 mod migrating;
 mod outages;
