@@ -68,6 +68,8 @@ pub const ANNOTATION_ROTATED: &str = "tenantry.io/rotated";
 pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
 /// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
 pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
+/// Annotation on a namespace that a deleted Tenant left: what of others it was kept for.
+pub const ANNOTATION_KEPT: &str = "tenantry.io/kept-for";
 /// Annotation on a DatabaseServer: take over the databases that the cluster with this id (UID
 /// of its namespace kube-system) left there. Acts when it differs from the last one honoured.
 pub const ANNOTATION_ADOPT_CLUSTER: &str = "tenantry.io/adopt-cluster";

@@ -25,6 +25,9 @@ use crate::{
 /// that begins to answer and stops.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often an object is brought back again that somebody changes while that is done.
+const OVERTAKEN: usize = 2;
+
 /// What an apply did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
@@ -152,6 +155,20 @@ impl<S: Clone + PartialEq> Cluster<S> {
         if key.kind == Kind::Deployment && body.pointer("/spec/replicas").is_none() {
             self.hand_over_replicas(key).await?;
         }
+        let mut left = self.overrule(key, body).await?;
+        // Somebody may have changed it between our own two writes: what they left is then in the
+        // answer to the second, and no event of a watch tells of it any more.
+        for _ in 0..OVERTAKEN {
+            if !compare(body, &left).missing {
+                break;
+            }
+            left = self.overrule(key, body).await?;
+        }
+        Ok(left)
+    }
+
+    /// Applies what is ours over what others wrote, then takes out what they added.
+    async fn overrule(&self, key: &Key, body: &Value) -> Result<Value> {
         let params = strict(PatchParams::apply(FIELD_MANAGER).force());
         let applied = match self.patch(key, "apply", &params, &Patch::Apply(body)).await {
             // What others added may not go together with what is ours: a second port without
@@ -211,6 +228,8 @@ impl<S: Clone + PartialEq> Cluster<S> {
         if !drift::owns_replicas(&live) {
             return Ok(());
         }
+        // An autoscaler leaves a Deployment of zero replicas alone: one that was scaled down (of
+        // a suspended tenant, say) begins with one.
         let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let body = json!({
             "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
