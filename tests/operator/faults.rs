@@ -20,7 +20,7 @@ const FLAGS: [&str; 14] = [
     "--lease-identity",
     "the-same",
     "--api-timeout",
-    "1s",
+    "3s",
     "--health-interval",
     "1s",
     "--watchdog-interval",
