@@ -39,6 +39,7 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
     let uid = |tenant: &Tenant| tenant.metadata.uid.clone().unwrap_or_default();
     match &change.new {
         Some(new) => {
+            world.statuses.tenants.saw(&**new);
             tenant::note_place(new, world);
             if let Some(old) = change.old.as_ref().filter(|old| uid(old) != uid(new)) {
                 world.shared.placements().release(&uid(old));

@@ -13,13 +13,16 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, events::Note, world::World};
+use super::{
+    databases::Connected,
+    events::Note,
+    tenant::{self, drop_if_empty},
+    world::World,
+};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often it is looked for data that is due to be dropped.
-const DUE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Starts a server's task. It ends when the server is connected anew or removed.
 pub(super) fn start(world: &Arc<World>, name: &str, connected: &Arc<Connected>) {
@@ -34,7 +37,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
     let close_interval = CLOSE_INTERVAL.min(args.rotation_overlap.max(Duration::from_millis(200)));
     let mut close = ticks(interval(close_interval));
     let mut sweep = ticks(interval_at(Instant::now() + args.sweep_interval, args.sweep_interval));
-    let mut due = ticks(interval(DUE_INTERVAL));
+    let mut due = ticks(interval(args.retention_interval));
     loop {
         enum Turn {
             Watchdog,
@@ -57,7 +60,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &name, &connected).await,
+            Turn::Due => {
+                wake_for_rotation(&world, &connected);
+                drop_due(&world, &name, &connected).await
+            }
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -152,6 +158,17 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
     Ok(())
 }
 
+/// Has those tenants looked at whose login is to be rotated soon by its age.
+fn wake_for_rotation(world: &World, connected: &Connected) {
+    let soon = |record: &TenantRecord| {
+        let due = tenant::rotation_due(record, world.args.rotate_after);
+        record.state == TenantState::Live && due.is_some_and(|due| due <= tenant::ROTATION_SOON)
+    };
+    for (_, record) in connected.find(soon) {
+        world.queues.tenants.push(&record.name);
+    }
+}
+
 /// Brings a database up to date whose tenants' controllers haven't: they may be stalled, paused,
 /// or gone with their data kept. Pools see to their own.
 async fn make_ready(world: &World, connected: &Connected, database: &str) -> Result<bool> {
@@ -163,7 +180,8 @@ async fn make_ready(world: &World, connected: &Connected, database: &str) -> Res
     Ok(true)
 }
 
-/// Drops retained data whose time has come, and records whose last events were sent.
+/// Drops retained data whose time has come, and records whose last events were sent. What fails
+/// for one is tried again next time, and keeps no other from being dropped.
 async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()> {
     let now = Timestamp::now();
     let due = |state: &TenantState| match state {
@@ -171,21 +189,43 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
         TenantState::Retained { drop_after } => *drop_after <= now,
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
+    let mut first = Ok(());
     for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
-        let dropped = connected.server.drop_due(&database, &record.id, now).await?;
-        info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
-        match connected.server.record(&database, &record.id).await? {
-            Some(record) => drop(connected.set_record(&database, record)),
-            None => connected.forget_record(&database, &record.id),
+        if let Err(error) = drop_one(world, name, connected, &database, &record, now).await {
+            warn!(database, tenant = record.name, id = %record.id, %error, "can't be dropped yet");
+            first = first.and(Err(error));
         }
+    }
+    first
+}
+
+async fn drop_one(
+    world: &World,
+    name: &str,
+    connected: &Connected,
+    database: &str,
+    record: &TenantRecord,
+    now: Timestamp,
+) -> Result<()> {
+    connected.server.drop_due(database, &record.id, now).await?;
+    let left = connected.server.record(database, &record.id).await?;
+    if left.as_ref() != Some(record) {
+        let state = left.as_ref().map(|record| record.state);
+        info!(database, tenant = record.name, id = %record.id, ?state, "dropped what was kept of a deleted tenant");
         if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
             let text =
                 format!("what was kept of Tenant {} in database {database} is dropped: its time is over", record.name);
             world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
         }
-        if let Some(Purpose::Pool(pool)) = connected.purpose(&database) {
-            world.queues.pools.push(&pool);
-        }
+    }
+    match left {
+        Some(record) => drop(connected.set_record(database, record)),
+        None => connected.forget_record(database, &record.id),
+    }
+    match connected.purpose(database) {
+        Some(Purpose::Pool(pool)) => world.queues.pools.push(&pool),
+        Some(Purpose::Dedicated(_)) => drop_if_empty(world, connected, database).await?,
+        Some(Purpose::Bridge(_)) | None => {}
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod plan;
 mod pool;
 mod process;
 mod queue;
+mod retire;
 mod rollout;
 mod routes;
 mod server;

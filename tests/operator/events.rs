@@ -42,6 +42,14 @@ async fn events_tell_of_changes_and_nothing_is_said_after_a_restart() {
     let operator = ground.operator(&[]);
     ground.examples().await;
     let acme = ready_tenant(client, "acme", json!({})).await;
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await; // XXX
+    println!(
+        "XXX {:?}",
+        operator.get("/metrics").unwrap().1.lines().filter(|l| l.contains("events")).collect::<Vec<_>>()
+    );
+    let log =
+        std::fs::read_to_string(ground.cluster.dir().join(format!("log/operator-{}.log", std::process::id()))).unwrap();
+    println!("XXX {:?}", log.lines().filter(|l| l.contains("Event")).take(5).collect::<Vec<_>>());
     hear(client, &acme, &["Normal Ready"]).await;
     patch(client, &ours("Tenant", "acme"), &json!({"spec": {"plan": "none"}})).await;
     stalled(client, "acme", "UnknownPlan", &[]).await;
