@@ -13,7 +13,12 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, events::Note, tenant::drop_if_empty, world::World};
+use super::{
+    databases::Connected,
+    events::Note,
+    tenant::{self, drop_if_empty},
+    world::World,
+};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
@@ -55,7 +60,10 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &name, &connected).await,
+            Turn::Due => {
+                wake_for_rotation(&world, &connected);
+                drop_due(&world, &name, &connected).await
+            }
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -148,6 +156,17 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         world.metrics.repaired(name, report.repaired.len());
     }
     Ok(())
+}
+
+/// Has those tenants looked at whose login is to be rotated soon by its age.
+fn wake_for_rotation(world: &World, connected: &Connected) {
+    let soon = |record: &TenantRecord| {
+        let due = tenant::rotation_due(record, world.args.rotate_after);
+        record.state == TenantState::Live && due.is_some_and(|due| due <= tenant::ROTATION_SOON)
+    };
+    for (_, record) in connected.find(soon) {
+        world.queues.tenants.push(&record.name);
+    }
 }
 
 /// Brings a database up to date whose tenants' controllers haven't: they may be stalled, paused,

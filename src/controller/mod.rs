@@ -6,6 +6,7 @@ mod bulkheads;
 mod changes;
 mod conditions;
 mod connection;
+mod counting;
 mod databases;
 mod definitions;
 mod events;

@@ -18,9 +18,13 @@ use crate::{
         queue::Next,
         state::{ChildState, credentials},
     },
-    database::{Credentials, IssuedLogin, LoginState, Overlap, Password, PasswordDigest},
+    database::{Credentials, IssuedLogin, LoginState, Overlap, Password, PasswordDigest, TenantRecord},
     desired::{Kind, Object, SecretInput, naming, tenant_secret},
 };
+
+/// A rotation by age that is due within this time is waited for by its tenant itself. Longer
+/// than the time between two rounds of a server's maintenance, which wakes the tenant before.
+pub(in crate::controller) const ROTATION_SOON: Duration = Duration::from_secs(600);
 
 /// How long a namespace that is only just watched is waited for: its list takes milliseconds.
 const LISTING: Duration = Duration::from_secs(5);
@@ -58,6 +62,8 @@ pub(super) async fn publish(
     provisioned.rotated = report.rotated().map(str::to_owned);
     let mut wait = None;
     let mut resumed = false;
+    // With the first credentials nothing is replaced.
+    let first = provisioned.issued.is_some();
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {
@@ -108,7 +114,7 @@ pub(super) async fn publish(
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
     }
-    if renewed && report.old().database.is_some() {
+    if renewed && !first {
         let text = if cut {
             "new credentials; the old login is closed"
         } else {
@@ -158,11 +164,17 @@ fn is_old(case: &Case<'_>, age: Duration) -> bool {
     !limit.is_zero() && age >= limit
 }
 
+/// When to look again for the rotation by age, if that is soon: for one that is months away the
+/// maintenance of the server keeps the time, since ten thousand alarms take memory.
 fn next_rotation(case: &Case<'_>, provisioned: &Provisioned) -> Next {
-    let limit = case.world.args.rotate_after;
-    let current = provisioned.record.logins.iter().find(|login| login.state == LoginState::Current)?;
+    rotation_due(&provisioned.record, case.world.args.rotate_after).filter(|due| *due <= ROTATION_SOON)
+}
+
+/// In how long the login in use is to be rotated by its age.
+pub(in crate::controller) fn rotation_due(record: &TenantRecord, rotate_after: Duration) -> Option<Duration> {
+    let current = record.logins.iter().find(|login| login.state == LoginState::Current)?;
     let age = Duration::try_from(jiff::Timestamp::now().duration_since(current.since)).unwrap_or_default();
-    (!limit.is_zero()).then(|| limit.saturating_sub(age).max(Duration::from_secs(1)))
+    (!rotate_after.is_zero()).then(|| rotate_after.saturating_sub(age).max(Duration::from_secs(1)))
 }
 
 async fn issue(place: &Place, provisioned: &mut Provisioned, overlap: Overlap) -> Result<IssuedLogin, Failure> {
