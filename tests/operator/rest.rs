@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{
     bridge::bridge,
     dedicated::dedicated,
-    ground::{Ground, OPERATOR, apply, await_tenant, create, is, ready_tenant, tenant},
+    ground::{Ground, OPERATOR, apply, await_tenant, is, ready_tenant, tenant},
     steps::{migrations, plan, stalled},
-    verbs::{application, named, of, ours, patch, web},
+    verbs::{application, of, ours, patch, web},
 };
 
 /// For how long nothing may be written.
@@ -58,7 +58,8 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
 }
 
-/// Tenants of tiers bridge and dedicated, Ready and not.
+/// Tenants of tiers bridge and dedicated, Ready and not. (One that a foreign namespace stands in
+/// the way of is never at rest: no watch tells when that goes, so it is looked for now and then.)
 async fn with_namespaces_of_their_own(ground: &Ground) {
     let client = &ground.client;
     for name in ["b", "b-b"] {
@@ -78,9 +79,6 @@ async fn with_namespaces_of_their_own(ground: &Ground) {
     ready_tenant(client, "moves", bridge("crm", json!({}))).await;
     patch(client, &ours("Tenant", "moves"), &json!({"spec": {"tier": "pooled"}})).await;
     stalled(client, "moves", "TierChange", &[]).await;
-    create(client, &named("v1", "Namespace", None, "tenant-shut-out")).await;
-    apply(client, &tenant("shut-out", bridge("crm", json!({})))).await.expect("a Tenant");
-    stalled(client, "shut-out", "ForeignObject", &[]).await;
     plan(client, "tiny", json!({"quota": {"requests.cpu": "1m"}})).await;
     apply(client, &tenant("too-big", bridge("crm", json!({"spec": {"plan": "tiny"}})))).await.expect("a Tenant");
     stalled(client, "too-big", "QuotaTooSmall", &[]).await;
