@@ -14,7 +14,7 @@ fn quantities(value: &Value) -> Option<Quantities> {
 
 /// A bridge tenant whose plan has this quota and no LimitRange, and whose Application has one
 /// component with these replicas and this pod spec.
-fn one(replicas: i32, spec: Value, quota: &Value) -> Own {
+fn one(replicas: i32, spec: &Value, quota: &Value) -> Own {
     Own::bridge().with(|own| {
         let component =
             json!({"name": "web", "port": 80, "replicas": {"bridge": replicas}, "template": {"spec": spec}});
@@ -24,7 +24,7 @@ fn one(replicas: i32, spec: Value, quota: &Value) -> Own {
     })
 }
 
-fn web(requests: Value, limits: Value) -> Value {
+fn web(requests: &Value, limits: &Value) -> Value {
     json!({"containers": [{"name": "web", "image": "x", "resources": {"requests": requests, "limits": limits}}]})
 }
 
@@ -40,7 +40,7 @@ fn one_fault(own: &Own, expected: &str, parts: &[&str]) {
 #[test]
 fn a_quota_is_enough_for_the_replicas_and_the_surge_and_not_one_milli_less() {
     // 5 replicas, and a quarter of them rounded up while a rollout goes on: 7 pods of 333m.
-    let own = |quota: Value| one(5, web(json!({"cpu": "333m", "memory": "100Mi"}), json!({})), &quota);
+    let own = |quota: Value| one(5, &web(&json!({"cpu": "333m", "memory": "100Mi"}), &json!({})), &quota);
     assert!(own(json!({"requests.cpu": "2331m", "pods": 7, "requests.memory": "700Mi"})).effective().is_ok());
     one_fault(
         &own(json!({"requests.cpu": "2330m"})),
@@ -57,14 +57,14 @@ fn a_quota_is_enough_for_the_replicas_and_the_surge_and_not_one_milli_less() {
     );
     assert_eq!(own(json!({"requests.cpu": "2330m"})).try_objects().unwrap_err().len(), 1, "building finds it too");
     // Nothing runs, nothing is needed.
-    let idle = one(0, web(json!({"cpu": 1}), json!({})), &json!({"requests.cpu": 0, "pods": 0}));
+    let idle = one(0, &web(&json!({"cpu": 1}), &json!({})), &json!({"requests.cpu": 0, "pods": 0}));
     assert!(idle.effective().is_ok());
 }
 
 #[test]
 fn an_autoscaled_component_needs_room_for_the_most_replicas() {
     let own = |quota: Value| {
-        one(1, web(json!({"cpu": "100m"}), json!({})), &quota).with(|own| {
+        one(1, &web(&json!({"cpu": "100m"}), &json!({})), &quota).with(|own| {
             let autoscaling = json!({"bridge": {"minReplicas": 1, "maxReplicas": 9, "targetCpuPercent": 50}});
             own.application.spec.components[0].autoscaling = serde_json::from_value(autoscaling).unwrap();
         })
@@ -89,7 +89,7 @@ fn every_component_is_named_with_its_share() {
 #[test]
 fn whether_it_is_the_plan_or_the_tenant_is_told() {
     let with_override = |quota: Value| {
-        one(1, web(json!({"cpu": "1"}), json!({})), &quota).with(|own| {
+        one(1, &web(&json!({"cpu": "1"}), &json!({})), &quota).with(|own| {
             let overrides = json!([{"component": "web", "replicas": 3}]);
             own.tenant.spec.overrides = serde_json::from_value(overrides).unwrap();
         })
@@ -134,7 +134,7 @@ fn objects_are_counted_with_those_that_the_tenant_gets_besides() {
 #[test]
 fn a_quota_on_compute_asks_every_container_for_its_amounts() {
     let quota = json!({"limits.memory": "10Gi", "requests.cpu": 10});
-    let own = one(1, web(json!({"cpu": "1"}), json!({})), &quota);
+    let own = one(1, &web(&json!({"cpu": "1"}), &json!({})), &quota);
     let parts = [
         "component web, container web does not",
         "spec.limitRange.default.memory",
@@ -157,35 +157,35 @@ fn range(value: &Value) -> Option<LimitRangeSettings> {
 }
 
 /// A tenant whose container has these resources, under this LimitRange.
-fn ranged(requests: Value, limits: Value, settings: &Value) -> Own {
-    one(1, web(requests, limits), &json!({})).with(|own| own.plan.spec.limit_range = range(settings))
+fn ranged(requests: &Value, limits: &Value, settings: &Value) -> Own {
+    one(1, &web(requests, limits), &json!({})).with(|own| own.plan.spec.limit_range = range(settings))
 }
 
 #[test]
 fn containers_are_held_to_the_limit_range() {
     let settings = json!({"min": {"cpu": "100m"}, "max": {"memory": "1Gi"}});
-    assert!(ranged(json!({"cpu": "100m"}), json!({"memory": "1024Mi"}), &settings).effective().is_ok());
+    assert!(ranged(&json!({"cpu": "100m"}), &json!({"memory": "1024Mi"}), &settings).effective().is_ok());
     let cases = [
         (json!({"cpu": "99m"}), json!({}), "min.cpu", "requests.cpu 99m, below 100m"),
         (json!({}), json!({"memory": "1025Mi"}), "max.memory", "requests.memory 1025Mi, above 1Gi"),
         (json!({"memory": "1Mi"}), json!({"memory": "1025Mi"}), "max.memory", "limits.memory 1025Mi, above 1Gi"),
     ];
     for (requests, limits, path, part) in cases {
-        let faults = ranged(requests, limits, &settings).effective().unwrap_err();
+        let faults = ranged(&requests, &limits, &settings).effective().unwrap_err();
         assert_eq!(faults[0].reason, "OutsideLimitRange");
         assert_eq!(faults[0].path, format!("Plan smb: spec.limitRange.{path}"));
         let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
         assert!(messages.iter().any(|message| message.contains(part)), "{messages:?}");
         assert!(messages[0].contains("component web, container web"), "{messages:?}");
     }
-    let above = ranged(json!({"memory": "2Gi"}), json!({}), &json!({"default": {"memory": "1Gi"}}));
+    let above = ranged(&json!({"memory": "2Gi"}), &json!({}), &json!({"default": {"memory": "1Gi"}}));
     let parts = ["requests 2Gi of memory and is limited to 1Gi"];
     one_fault(&above, "RequestAboveLimit Plan smb: spec.components.web.resources", &parts);
 }
 
 #[test]
 fn a_limit_range_that_contradicts_itself_is_refused() {
-    let faults = |settings: Value| brief(&ranged(json!({}), json!({}), &settings).effective().unwrap_err());
+    let faults = |settings: Value| brief(&ranged(&json!({}), &json!({}), &settings).effective().unwrap_err());
     let cases = [
         (json!({"min": {"cpu": 2}, "max": {"cpu": 1}}), "min.cpu"),
         (json!({"defaultRequest": {"cpu": 2}, "default": {"cpu": 1}}), "defaultRequest.cpu"),
@@ -203,11 +203,11 @@ fn a_limit_range_that_contradicts_itself_is_refused() {
 
 #[test]
 fn names_and_numbers_of_a_quota_are_kubernetes_own() {
-    let faults = |quota: Value| brief(&one(1, web(json!({}), json!({})), &quota).effective().unwrap_err());
+    let faults = |quota: Value| brief(&one(1, &web(&json!({}), &json!({})), &quota).effective().unwrap_err());
     assert_eq!(faults(json!({"request.cpu": 4})), ["InvalidQuota Plan smb: spec.quota.request.cpu"]);
     assert_eq!(faults(json!({"pods": "2.5"})), ["InvalidQuota Plan smb: spec.quota.pods"]);
     let good = json!({"hugepages-2Mi": "1Gi", "requests.nvidia.com/gpu": 1, "gold.storageclass.storage.k8s.io/requests.storage": "1Gi"});
-    assert!(one(1, web(json!({}), json!({})), &good).effective().is_ok());
+    assert!(one(1, &web(&json!({}), &json!({})), &good).effective().is_ok());
 }
 
 /// A pool whose Application has this quota.
