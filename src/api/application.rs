@@ -389,7 +389,8 @@ pub struct Rollout {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000))]
     pub max_unavailable: Option<i32>,
-    /// How long a change may take before it counts as failed; 10m when left out.
+    /// How long a change may make no progress in a namespace before it counts as failed; 10m
+    /// when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Duration>,
 }

@@ -272,3 +272,23 @@ pub(crate) fn quick(mut config: ServerConfig) -> ServerConfig {
     config.timeouts.breaker = Duration::from_millis(10);
     config
 }
+
+#[tokio::test]
+async fn what_is_due_is_dropped_and_what_was_taken_back_or_is_kept_longer_is_not() {
+    let ground = Ground::new("due").await;
+    let guest = ground.tenant("undecided").await;
+    let (server, database, now) = (&ground.server, &ground.database, Timestamp::now());
+    assert_eq!(server.drop_due(database, &guest.id, now).await.expect("live"), None);
+    server.retain(database, &guest.id, now.checked_add(1.hours()).expect("in range")).await.expect("retained");
+    assert_eq!(server.drop_due(database, &guest.id, now).await.expect("kept"), None);
+    let later = now.checked_add(2.hours()).expect("in range");
+    // Found to be due, and taken back before it is dropped.
+    server.restore(database, &guest.id, "undecided", "second-life").await.expect("restored");
+    assert_eq!(server.drop_due(database, &guest.id, later).await.expect("taken back"), None);
+    let record = server.record(database, &guest.id).await.expect("readable").expect("there");
+    assert_eq!((record.state, record.uid.as_str()), (TenantState::Live, "second-life"));
+    server.retain(database, &guest.id, now).await.expect("retained");
+    assert_eq!(server.drop_due(database, &guest.id, later).await.expect("due"), Some(DropOutcome::Gone));
+    assert!(server.restore(database, &guest.id, "undecided", "third-life").await.is_err(), "it is gone for good");
+    assert_eq!(server.drop_due(database, &guest.id, later).await.expect("again"), Some(DropOutcome::Gone));
+}

@@ -80,19 +80,6 @@ async fn a_running_tenant_runs_on_whatever_its_spec_says() {
 }
 
 #[tokio::test]
-async fn tiers_with_a_namespace_of_their_own_say_that_they_have_to_wait() {
-    let (_, client) = shared().await;
-    for (name, plan, tier) in [("own-space", "smb", "bridge"), ("own-server", "enterprise", "dedicated")] {
-        apply(&client, &tenant(name, json!({"spec": {"plan": plan, "tier": tier}}))).await.expect("a Tenant");
-        let says = format!("tier {tier} is not reconciled by this version: choose tier pooled");
-        let waits = stalled(&client, name, "TierNotReconciled", &[&says]).await;
-        assert_eq!(waits.status.expect("a status").pool, None);
-    }
-    patch(&client, &ours("Tenant", "own-space"), &json!({"spec": {"tier": "pooled"}})).await;
-    healed(&client, "own-space").await;
-}
-
-#[tokio::test]
 async fn what_a_running_tenants_plan_and_application_refer_to_may_be_missing() {
     let (ground, client) = shared().await;
     plan(&client, "leading", json!({})).await;

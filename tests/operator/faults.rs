@@ -20,7 +20,7 @@ const FLAGS: [&str; 14] = [
     "--lease-identity",
     "the-same",
     "--api-timeout",
-    "1s",
+    "3s",
     "--health-interval",
     "1s",
     "--watchdog-interval",
@@ -150,7 +150,7 @@ async fn connections_are_cut(gated: &Gated, models: &Models) {
         let mut made = Vec::new();
         loop {
             let number = made.len() + 1;
-            let names = gated.make(&tenant(&format!("c{letter}{number:02}"), spec()), Some((number, how))).await;
+            let names = gated.make(&tenant(&format!("x{letter}-{number:02}"), spec()), Some((number, how))).await;
             let reached = gated.is_reached(is_ready(gated, &names)).await;
             gated.gate.open();
             made.push(names);

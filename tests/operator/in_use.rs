@@ -27,16 +27,19 @@ async fn await_gone(client: &kube::Client, object: &Value) {
 
 #[tokio::test]
 async fn what_tenants_use_is_counted_kept_and_let_go_after() {
-    let (_, client) = shared().await;
+    let (ground, client) = shared().await;
     plan(&client, "kept", json!({})).await;
-    application(&client, "keeper", json!({})).await;
+    ground.server(&client, "keeping", json!({})).await;
+    application(&client, "keeper", json!({"database": {"pooled": {"servers": ["keeping"]}}})).await;
     let of_both = || of("keeper", json!({"spec": {"plan": "kept"}}));
     let ready = ready_tenant(&client, "user-a", of_both()).await;
     ready_tenant(&client, "user-b", of_both()).await;
     let pool = ready.status.as_ref().and_then(|status| status.pool.clone()).expect("a pool");
     let running = Running::of(&client, &ready).await;
     let used = [ours("Plan", "kept"), ours("Application", "keeper"), ours("Pool", &pool)];
-    for object in &used {
+    // A server is refused in the same way; its own way to go is tested where servers are.
+    let server = ours("DatabaseServer", "keeping");
+    for object in used.iter().chain([&server]) {
         await_count(&client, object, 2).await;
         let name = object["metadata"]["name"].as_str().expect("a name");
         let refused = dynamic(&client, object).delete(name, &DeleteParams::default()).await;

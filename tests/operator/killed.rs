@@ -58,6 +58,12 @@ where
     disturbed
 }
 
+/// How many writes there are at least: some are made again until something has ended, as often
+/// as that takes.
+fn sorts(writes: &[String]) -> usize {
+    writes.iter().collect::<BTreeSet<_>>().len()
+}
+
 fn each<'a>(tenants: &'a [Names], wanted: &'a BTreeSet<String>) -> Vec<(&'a Names, &'a BTreeSet<String>)> {
     tenants.iter().map(|names| (names, wanted)).collect()
 }
@@ -72,7 +78,7 @@ async fn a_whole_life(gated: &mut Gated, prefix: &str, spec: Value) {
     let writes = gated.gate.open();
     println!("creation: {writes:#?}");
     let act = async |gated: &Gated, number: usize| gated.make(&create(number), Some((number, Happening::Last))).await;
-    let tenants = kill_after_each_write(gated, "creation", writes.len(), act, is_ready).await;
+    let tenants = kill_after_each_write(gated, "creation", sorts(&writes), act, is_ready).await;
     join_all(tenants.iter().map(|names| is_ready(gated, names))).await;
     let made = undisturbed(gated, &model).await;
     all_become(gated, &each(&tenants, &made), "creation").await;
@@ -91,7 +97,7 @@ async fn a_whole_life(gated: &mut Gated, prefix: &str, spec: Value) {
         rotate(gated, &names, Some((number, Happening::Last))).await;
         names
     };
-    let disturbed = kill_after_each_write(gated, "rotation", writes.len(), act, is_rotated).await;
+    let disturbed = kill_after_each_write(gated, "rotation", sorts(&writes), act, is_rotated).await;
     all_become(gated, &each(&disturbed, &rotated), "rotation").await;
     for names in &disturbed {
         works(gated.client(), &names.name).await;
@@ -110,7 +116,7 @@ async fn a_whole_life(gated: &mut Gated, prefix: &str, spec: Value) {
             delete(gated, &names, policy, Some((number, Happening::Last))).await;
             names
         };
-        let disturbed = kill_after_each_write(gated, policy, writes.len(), act, is_gone).await;
+        let disturbed = kill_after_each_write(gated, policy, sorts(&writes), act, is_gone).await;
         join_all(disturbed.iter().map(|names| is_gone(gated, names))).await;
         all_become(gated, &each(&disturbed, &ended), policy).await;
         left.truncate(left.len() - disturbed.len());

@@ -25,6 +25,7 @@ mod killed;
 mod leader;
 mod leaving;
 mod limits;
+mod many;
 mod migrating;
 mod outages;
 mod own_changes;

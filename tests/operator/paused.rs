@@ -63,7 +63,8 @@ async fn nothing_is_written_for_what_is_paused_and_everything_once_it_is_not() {
         let name = tenant.metadata.name.as_deref().expect("a name");
         let id = id(tenant);
         root.batch_execute(&format!(
-            "ALTER ROLE {id}_app_a SET search_path = pg_catalog; GRANT USAGE ON SCHEMA {id} TO PUBLIC; REVOKE USAGE ON SCHEMA {id} FROM {id}_rw"
+            "ALTER ROLE {id}_app_a SET search_path = pg_catalog; ALTER ROLE {id}_app_b CONNECTION LIMIT 77; \
+             REVOKE USAGE ON SCHEMA {id} FROM {id}_rw"
         ))
         .await
         .expect("a superuser's changes");
@@ -72,20 +73,17 @@ async fn nothing_is_written_for_what_is_paused_and_everything_once_it_is_not() {
         }
         delete(client, &route(tenant)).await;
         patch(client, &ours("Tenant", name), &rotate("2")).await;
-        patch(client, &ours("Tenant", name), &json!({"spec": {"plan": "enterprise", "tier": "pooled"}})).await;
+        patch(client, &ours("Tenant", name), &json!({"spec": {"plan": "soho"}})).await;
     }
     await_tenant(client, "busy", "moved", |tenant| {
         rotated(tenant, "2")
             && is(tenant, "Ready", "True")
-            && tenant.status.as_ref().is_some_and(|it| it.plan.as_deref() == Some("enterprise"))
+            && tenant.status.as_ref().is_some_and(|it| it.plan.as_deref() == Some("soho"))
     })
     .await;
     let repaired = eventually(async || {
-        let public = format!(
-            "SELECT (nspacl::text LIKE '%{{=U%' OR nspacl::text LIKE '%,=U%')::text FROM pg_namespace WHERE nspname = '{}'",
-            id(&busy)
-        );
-        (rows(&root, &public).await == ["false"]).then_some(())
+        let limit = format!("SELECT (rolconnlimit = 77)::text FROM pg_roles WHERE rolname = '{}_app_b'", id(&busy));
+        (rows(&root, &limit).await == ["false"]).then_some(())
     });
     assert!(repaired.await.is_some(), "the sweep repairs what is not paused");
     let tenants = Api::<Tenant>::all(client.clone());

@@ -10,9 +10,9 @@ use tenantry::api::Tenant;
 use super::{
     bridge::bridge,
     dedicated::dedicated,
-    ground::{Ground, OPERATOR, Operator, apply, await_tenant, create, eventually, is, ready_tenant, tenant},
+    ground::{Ground, OPERATOR, Operator, apply, await_tenant, eventually, is, ready_tenant, tenant},
     steps::{migrations, plan, reconciles, stalled},
-    verbs::{application, named, of, ours, patch, web},
+    verbs::{application, of, ours, patch, web},
 };
 
 /// The server is looked at every second, and swept every other.
@@ -48,8 +48,9 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
         }
         calls
     };
-    let settled = eventually(async || calls(4).await.is_empty().then_some(())).await;
-    assert!(settled.is_some(), "it does not come to rest: {:?}", calls(4).await);
+    // An Event may be said five seconds after what it tells of.
+    let settled = eventually(async || calls(8).await.is_empty().then_some(())).await;
+    assert!(settled.is_some(), "it does not come to rest: {:?}", calls(8).await);
     assert_eq!(calls(20).await, BTreeMap::new(), "at rest");
     operator.kill();
     let mark = audit.mark().expect("a mark");
@@ -71,7 +72,8 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
 }
 
-/// Tenants of tiers bridge and dedicated, Ready and not.
+/// Tenants of tiers bridge and dedicated, Ready and not. (One that a foreign namespace stands in
+/// the way of is never at rest: no watch tells when that goes, so it is looked for now and then.)
 async fn with_namespaces_of_their_own(ground: &Ground) {
     let client = &ground.client;
     for name in ["b", "b-b"] {
@@ -91,9 +93,6 @@ async fn with_namespaces_of_their_own(ground: &Ground) {
     ready_tenant(client, "moves", bridge("crm", json!({}))).await;
     patch(client, &ours("Tenant", "moves"), &json!({"spec": {"tier": "pooled"}})).await;
     stalled(client, "moves", "TierChange", &[]).await;
-    create(client, &named("v1", "Namespace", None, "tenant-shut-out")).await;
-    apply(client, &tenant("shut-out", bridge("crm", json!({})))).await.expect("a Tenant");
-    stalled(client, "shut-out", "ForeignObject", &[]).await;
     plan(client, "tiny", json!({"quota": {"requests.cpu": "1m"}})).await;
     apply(client, &tenant("too-big", bridge("crm", json!({"spec": {"plan": "tiny"}})))).await.expect("a Tenant");
     stalled(client, "too-big", "QuotaTooSmall", &[]).await;

@@ -61,6 +61,7 @@ impl Parts {
         crm.await_ready(PROGRAM_READY, || http::get(crm_port, "localhost", "/healthz")?.success())?;
         ground.set_env("TENANTRY_URL", &format!("http://127.0.0.1:{port}"))?;
         ground.set_env("TENANTRY_METRICS_URL", &format!("http://127.0.0.1:{port}/metrics"))?;
+        ground.set_env("TENANTRY", &tenantry.to_string_lossy())?;
         ground.set_env("CRM_URL", &format!("http://127.0.0.1:{crm_port}"))?;
         let parts = Self { operator, agent, crm, crm_port };
         parts.tell_pid(ground)?;

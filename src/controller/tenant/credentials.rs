@@ -62,6 +62,8 @@ pub(super) async fn publish(
     provisioned.rotated = report.rotated().map(str::to_owned);
     let mut wait = None;
     let mut resumed = false;
+    // With the first credentials nothing is replaced.
+    let first = provisioned.issued.is_some();
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {
@@ -112,7 +114,7 @@ pub(super) async fn publish(
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
     }
-    if renewed && report.old().database.is_some() {
+    if renewed && !first {
         let text = if cut {
             "new credentials; the old login is closed"
         } else {

@@ -21,7 +21,7 @@ use crate::{
         failure::{Class, Failure},
         placements::Cell,
         queue::Outcome,
-        retire::{held_message, remove, retire},
+        retire::{Retired, held_message, remove, retire},
         world::World,
     },
     database::{self, TenantId, TenantState},
@@ -94,7 +94,11 @@ async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> 
     match place.filter(|place| place.tier != Tier::Pooled) {
         Some(place) => {
             let keep = policy == DeletionPolicy::Retain;
-            retire(world, &owner, &place.namespace, keep).await.map(drop)
+            if let Retired::Kept(why) = retire(world, &owner, &place.namespace, keep).await? {
+                let text = format!("namespace {} stays, since others have objects in it: {why}", place.namespace);
+                world.events.say(tenant, Note::warning("NamespaceKept", "RemoveNamespace", text));
+            }
+            Ok(())
         }
         None => remove(world, objects(tenant, world, &owner)).await,
     }

@@ -58,10 +58,11 @@ impl<'a> Report<'a> {
         self.new.url.clone_from(&case.effective.url);
     }
 
-    /// The plan's revision that a tenant is pinned to by its record, where its status was lost: a
-    /// published price doesn't change because a cluster was restored.
+    /// The plan's revision that a tenant is pinned to by its record, where its place was lost: a
+    /// published price doesn't change because a cluster was restored. What the status says in
+    /// the meantime, while nobody has decided about the data, pins nothing.
     pub(super) fn keep_revision(&mut self, settings: &TenantSettings) {
-        if self.old.plan_revision.is_none() && self.new.plan.as_ref() == Some(&settings.plan) {
+        if self.new.plan.as_ref() == Some(&settings.plan) {
             self.new.plan_revision = Some(settings.plan_revision.clone());
         }
     }
