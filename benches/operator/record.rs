@@ -143,7 +143,7 @@ impl Recorder {
         let password = String::from_utf8(data.get("password").context("a Secret has a password")?.0.clone())?;
         let digest = data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(password.as_bytes()));
 
-        let its = |text: &str| text.contains(&name) || text.contains(&id);
+        let its = |text: &str| text.contains(&name) || text.contains(id.trim_start_matches("t_"));
         let mut steps: Vec<Step> = Vec::new();
         steps.extend(calls.into_iter().filter(|call| its(&call.path) || its(&call.body)).map(Step::Call));
         // At this moment the operator sends SQL for nothing else.

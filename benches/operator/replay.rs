@@ -153,7 +153,8 @@ impl<'a> Replay<'a> {
         let recipe = self.recipe;
         let mut text = text
             .replace(&recipe.name, &made.name)
-            .replace(&recipe.id, id)
+            // Without its prefix, which a database's name hasn't.
+            .replace(recipe.id.trim_start_matches("t_"), id.trim_start_matches("t_"))
             .replace(&recipe.uid, uid)
             .replace(&recipe.password, &made.password)
             .replace(&recipe.digest, &made.digest);
