@@ -43,7 +43,7 @@ enum LogFormat {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the operator: bring cluster and databases to what Tenants, Plans and the others say
-    Operator(controller::OperatorArgs),
+    Operator(Box<controller::OperatorArgs>),
     /// Keep the tenants' Secrets of a namespace as files, for the containers beside
     Agent(agent::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
@@ -61,7 +61,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Operator(args) => {
             let runtime = Builder::new_multi_thread().enable_all().build()?;
-            let ended = runtime.block_on(operator(args));
+            let ended = runtime.block_on(operator(*args));
             // Tasks that nobody waits for (watches, a server's maintenance) end where they are.
             runtime.shutdown_background();
             ended?;

@@ -210,11 +210,6 @@ impl Operator {
         crate::processors::time_of(self.pid())
     }
 
-    /// Whether it says that it is ready.
-    pub fn is_ready(&self) -> bool {
-        self.ask("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"))
-    }
-
     /// The sum of a metric over the series whose labels contain each of `labels`; 0 where none does.
     pub fn metric(&self, name: &str, labels: &[&str]) -> Result<u64> {
         let answer = self.ask("/metrics")?;

@@ -52,7 +52,7 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     let taken_over = calls(&audit.events(mark)?);
     println!("  after the bare client, the operator finds to change: {}", writes_listed(&taken_over));
 
-    let (mark, statements) = (audit.mark()?, operator.metric("tenantry_database_statements", &[])?);
+    let (mark, statements) = (audit.mark()?, operator.metric("tenantry_database_statements_total", &[])?);
     let usage = Usage::now(ground, Some(&operator))?;
     let bodies = tenants(tier, "own", count);
     let start = Instant::now();
@@ -81,7 +81,7 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     );
     let calls = calls(&audit.events(mark)?);
     let (writes, reads) = writes_and_reads(&calls);
-    let statements = operator.metric("tenantry_database_statements", &[])?.saturating_sub(statements);
+    let statements = operator.metric("tenantry_database_statements_total", &[])?.saturating_sub(statements);
     report.add(
         "b",
         &format!("API calls per {tier} tenant"),

@@ -182,19 +182,16 @@ async fn pass(inner: &Inner, request: Request) -> Result<Response> {
     }
     let body = to_bytes(body, usize::MAX).await?;
     let path = parts.uri.path_and_query().context("a path")?.as_str().to_owned();
-    if parts.method != Method::GET {
-        let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let call = Call {
-            at,
-            method: parts.method.clone(),
-            path: path.clone(),
-            content_type: content_type.to_owned(),
-            body: String::from_utf8(body.to_vec())?,
-        };
-        inner.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
-    }
+    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (method, content_type) = (parts.method.clone(), content_type.to_owned());
     parts.uri = path.parse()?;
     let answer = inner.client.send(Request::from_parts(parts, kube::client::Body::from(body.to_vec()))).await?;
+    // What is refused because the rights in a new namespace are on their way is sent again.
+    if method != Method::GET && answer.status().is_success() {
+        let body = String::from_utf8(body.to_vec())?;
+        let call = Call { at, method, path, content_type, body };
+        inner.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+    }
     let (parts, body) = answer.into_parts();
     Ok(Response::from_parts(parts, Body::new(body)))
 }

@@ -89,7 +89,8 @@ impl<'a> Replay<'a> {
         let id = TenantId::from_uid(&uid).to_string();
         let replace = |text: &str| self.replaced(text, made, &uid, &id);
         let mut own: HashMap<&str, Sql> = HashMap::new();
-        let last = self.recipe.steps.len() - 1;
+        let is_status = |step: &Step| matches!(step, Step::Call(call) if call.path.contains("/tenants/") && call.path.contains("/status"));
+        let last = self.recipe.steps.iter().rposition(is_status).context("the last write is a status")?;
         for (at, step) in self.recipe.steps.iter().enumerate() {
             match step {
                 Step::Call(call) => {
@@ -170,18 +171,24 @@ impl<'a> Replay<'a> {
     async fn call(&self, call: &Call, replace: &impl Fn(&str) -> String) -> Result<()> {
         let body = replaced(&call.body, replace)?;
         let path = replace(&call.path);
-        let request = Request::builder()
-            .method(call.method.clone())
-            .uri(&path)
-            .header("content-type", &call.content_type)
-            .body(kube::client::Body::from(body.into_bytes()))?;
-        let answer = self.client.send(request).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect_bytes().await?;
-        if !status.is_success() {
-            bail!("{} {path}: {status}: {}", call.method, String::from_utf8_lossy(&body));
+        let mut tries = 100;
+        loop {
+            let request = Request::builder()
+                .method(call.method.clone())
+                .uri(&path)
+                .header("content-type", &call.content_type)
+                .body(kube::client::Body::from(body.clone().into_bytes()))?;
+            let answer = self.client.send(request).await?;
+            let status = answer.status();
+            let text = answer.into_body().collect_bytes().await?;
+            match status.as_u16() {
+                200..300 => return Ok(()),
+                // The API server takes a moment to know of rights that were just given.
+                403 if tries > 0 => tokio::time::sleep(Duration::from_millis(10)).await,
+                _ => bail!("{} {path}: {status}: {}", call.method, String::from_utf8_lossy(&text)),
+            }
+            tries -= 1;
         }
-        Ok(())
     }
 
     async fn send(&self, connection: &Sql, statement: &Statement, replace: &impl Fn(&str) -> String) -> Result<()> {

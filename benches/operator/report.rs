@@ -67,13 +67,19 @@ pub fn circumstances(command: &str) -> Result<String> {
     ))
 }
 
-/// The operator's calls by verb and resource; watches apart.
+/// The operator's calls by verb and resource; watches apart, and what holds the lease.
 pub fn calls(events: &[AuditEvent]) -> BTreeMap<String, usize> {
     let mut calls = BTreeMap::new();
-    for event in events.iter().filter(|event| event.user == OPERATOR && event.verb != "watch") {
+    let counts = |event: &&AuditEvent| event.user == OPERATOR && event.verb != "watch" && event.resource != "leases";
+    for event in events.iter().filter(counts) {
         *calls.entry(format!("{} {}", event.verb, event.resource)).or_default() += 1;
     }
     calls
+}
+
+/// How many calls hold the lease.
+pub fn of_lease(events: &[AuditEvent]) -> usize {
+    events.iter().filter(|event| event.user == OPERATOR && event.resource == "leases").count()
 }
 
 /// How many of them write, and how many read.

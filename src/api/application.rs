@@ -47,7 +47,9 @@ pub struct ApplicationSpec {
     /// How a tenant's host reaches a component; tenants have no URL when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<Route>,
-    /// Where the containers may connect to, beside the database and DNS.
+    /// Where the containers may connect to, beside the database and DNS. A wide network such as
+    /// 0.0.0.0/0 leaves out the node's own addresses (169.254.0.0/16 and the like); a network
+    /// within these has to be named by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub egress: Option<Vec<EgressRule>>,
@@ -323,7 +325,8 @@ pub struct PoolSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5_000))]
     pub max_tenants: Option<i32>,
-    /// The ResourceQuota of a pool's namespace; none when left out.
+    /// The ResourceQuota of a pool's namespace; none when left out. It needs room for every
+    /// replica, for those that a rollout adds, and for a Secret and a route of each tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<super::Quantities>,
 }
@@ -386,7 +389,8 @@ pub struct Rollout {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000))]
     pub max_unavailable: Option<i32>,
-    /// How long a change may take before it counts as failed; 10m when left out.
+    /// How long a change may make no progress in a namespace before it counts as failed; 10m
+    /// when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Duration>,
 }

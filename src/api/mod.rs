@@ -62,10 +62,14 @@ pub const ANNOTATION_PAUSED: &str = "tenantry.io/paused";
 /// Annotation on a Tenant: a value that differs from the last one honoured rotates the
 /// credentials; a value that starts with `now-` closes the old ones at once.
 pub const ANNOTATION_ROTATE: &str = "tenantry.io/rotate";
+/// Annotation of a tenant's Secret: the value of [`ANNOTATION_ROTATE`] that its login answers.
+pub const ANNOTATION_ROTATED: &str = "tenantry.io/rotated";
 /// Annotation on a Tenant: take the data that the Tenant with this UID left.
 pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
 /// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
 pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
+/// Annotation on a namespace that a deleted Tenant left: what of others it was kept for.
+pub const ANNOTATION_KEPT: &str = "tenantry.io/kept-for";
 /// Annotation on a DatabaseServer: take over the databases that the cluster with this id (UID
 /// of its namespace kube-system) left there. Acts when it differs from the last one honoured.
 pub const ANNOTATION_ADOPT_CLUSTER: &str = "tenantry.io/adopt-cluster";

@@ -60,7 +60,9 @@ pub struct PlanSpec {
     /// How a change within a period is charged: by the second, by the day, or not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proration: Option<Proration>,
-    /// The ResourceQuota of the tenant's namespace (tiers bridge and dedicated).
+    /// The ResourceQuota of the tenant's namespace (tiers bridge and dedicated). It needs room
+    /// for every replica and for those that a rollout adds; where there is none, the Tenant's
+    /// condition says how much is missing, and nothing is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quantities>,
     /// The LimitRange of the tenant's namespace, for containers (tiers bridge and dedicated).
@@ -214,11 +216,12 @@ pub struct LimitRangeSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanComponent {
-    /// Replicas, instead of the Application's.
+    /// Replicas, instead of the Application's; instead of its autoscaler, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000))]
     pub replicas: Option<i32>,
-    /// Resources, instead of the template's.
+    /// Amounts, written over those of the component's main container: the one of the
+    /// component's name, else the first. What isn't named here stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 }

@@ -195,11 +195,12 @@ pub struct ComponentOverride {
     /// The component's name.
     #[schemars(length(min = 1, max = 20))]
     pub component: String,
-    /// Replicas.
+    /// Replicas, instead of the Plan's and the Application's; instead of an autoscaler, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000))]
     pub replicas: Option<i32>,
-    /// Resources.
+    /// Amounts, written over the Plan's and the template's: of the component's main container,
+    /// the one of the component's name, else the first. What isn't named here stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 }

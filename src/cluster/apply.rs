@@ -228,6 +228,8 @@ impl<S: Clone + PartialEq> Cluster<S> {
         if !drift::owns_replicas(&live) {
             return Ok(());
         }
+        // An autoscaler leaves a Deployment of zero replicas alone: one that was scaled down (of
+        // a suspended tenant, say) begins with one.
         let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
         let body = json!({
             "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},

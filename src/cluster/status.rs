@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kube::{
@@ -40,21 +40,57 @@ impl<K> GroupResource for K where
 /// Without it, a reconcile would compare with a status that is older than its own last write.
 #[derive(Default)]
 pub struct Statuses<T> {
-    written: Mutex<HashMap<String, (u64, T)>>,
+    written: Mutex<HashMap<String, Written<T>>>,
+}
+
+/// What is known of an object's status beside what the watch has brought.
+struct Written<T> {
+    /// The version that the last write left, and what it wrote.
+    last: Option<(u64, T)>,
+    /// While a reconcile that has written goes on: the newest version that the watch has
+    /// brought since. It may be faster than the answer to the write.
+    seen: Option<u64>,
 }
 
 impl<T: Clone + PartialEq + Serialize> Statuses<T> {
     /// The newest known status of an object: the one written last, or else the one observed.
     pub fn current<K: Resource>(&self, object: &K, observed: Option<&T>) -> Option<T> {
         let uid = object.meta().uid.as_deref().unwrap_or_default();
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((version, status)) = written.get(uid) {
-            if version_of(object) < *version {
-                return Some(status.clone());
-            }
-            written.remove(uid);
+        let written = self.lock();
+        let last = written.get(uid).and_then(|written| written.last.as_ref());
+        match last {
+            Some((version, status)) if version_of(object) < *version => Some(status.clone()),
+            _ => observed.cloned(),
         }
-        observed.cloned()
+    }
+
+    /// Takes in what the watch has brought.
+    pub fn saw<K: Resource>(&self, object: &K) {
+        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        let version = version_of(object);
+        let mut all = self.lock();
+        let Some(written) = all.get_mut(uid) else { return };
+        match &mut written.seen {
+            // A reconcile may still hold the object as it was before.
+            Some(seen) => *seen = version.max(*seen),
+            None if written.last.as_ref().is_none_or(|(last, _)| *last <= version) => drop(all.remove(uid)),
+            None => {}
+        }
+    }
+
+    /// A reconcile of an object has ended: what it wrote need not be known here as well once
+    /// the watch has brought it.
+    pub fn settle(&self, uid: &str) {
+        let mut all = self.lock();
+        let Some(written) = all.get_mut(uid) else { return };
+        let seen = written.seen.take().unwrap_or(0);
+        if written.last.as_ref().is_none_or(|(last, _)| *last <= seen) {
+            all.remove(uid);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Written<T>>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes a status where it differs from the newest known one; returns whether it did.
@@ -65,6 +101,17 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
         if self.current(object, observed).as_ref() == Some(status) {
             return Ok(false);
         }
+        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        self.lock().entry(uid.to_owned()).or_insert(Written { last: None, seen: None }).seen.get_or_insert(0);
+        let Some(version) = self.send(client, object, status).await? else { return Ok(false) };
+        if let Some(written) = self.lock().get_mut(uid) {
+            written.last = Some((version, status.clone()));
+        }
+        Ok(true)
+    }
+
+    /// Writes a status; returns the version that it left, or nothing if the object is gone.
+    async fn send<K: GroupResource>(&self, client: &Client, object: &K, status: &T) -> Result<Option<u64>> {
         let what = format!("write the status of {} {}", K::kind(&()), object.name_any());
         // The UID keeps a status from reaching another object of the same name.
         let body = json!({
@@ -80,11 +127,11 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
             match written {
                 Ok(written) => break written,
                 // The object is gone: there is nothing to tell.
-                Err(error) if is_not_found(&error) => return Ok(false),
+                Err(error) if is_not_found(&error) => return Ok(None),
                 // It is another one by now, or just busy.
                 Err(error) if is_conflict(&error) => {
                     if !is_still(&what, &api, object).await? {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     if left == 0 {
                         return Err(Error::from_kube(what, &error));
@@ -94,15 +141,12 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
                 Err(error) => return Err(Error::from_kube(what, &error)),
             }
         };
-        let uid = written.meta().uid.clone().unwrap_or_default();
-        let mut pending = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.insert(uid, (version_of(&written), status.clone()));
-        Ok(true)
+        Ok(Some(version_of(&written)))
     }
 
     /// Forgets an object that is gone.
     pub fn forget(&self, uid: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.lock().remove(uid);
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     future::ready,
     hash::Hash,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt as _, stream};
@@ -15,6 +16,7 @@ use kube::{
     runtime::{
         WatchStreamExt as _,
         reflector::{Lookup, Store, store::Writer},
+        utils::Backoff,
         watcher::{self, Event, watcher},
     },
 };
@@ -214,7 +216,7 @@ where
     K::DynamicType: Clone + Debug + Eq + Hash,
 {
     let config = config.page_size(PAGE_SIZE);
-    let begin = move || watcher(api.clone(), config.clone()).default_backoff().boxed();
+    let begin = move || watcher(api.clone(), config.clone()).backoff(Pauses::default()).boxed();
     let events = stream::unfold((begin(), begin), move |(mut stream, begin)| {
         let watch = watch.clone();
         async move {
@@ -234,6 +236,26 @@ where
         }
     });
     Box::pin(events.filter_map(ready))
+}
+
+/// The pauses between attempts at a watch that fails: spread as kube's own, and a quarter as
+/// long, 15 s at most. Definitions that are installed again are seen within that time, and not
+/// after a minute.
+#[derive(Default)]
+struct Pauses(watcher::DefaultBackoff);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause / 4)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
 }
 
 /// Whether a watch could not begin where the last one ended: the API server, or a proxy before

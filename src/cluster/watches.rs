@@ -43,7 +43,10 @@ struct Failing {
 impl Watches {
     /// A watch of all objects of a kind that there are, or that are of concern.
     pub fn of(&self, kind: impl Into<String>) -> Watch {
-        Watch { watches: self.clone(), kind: kind.into(), is_of_one_namespace: false }
+        let kind = kind.into();
+        // Counted from 0 on, so that a rate sees the first failure too.
+        drop(self.0.restarts.get_or_create(&Watched { kind: kind.clone() }));
+        Watch { watches: self.clone(), kind, is_of_one_namespace: false }
     }
 
     /// A watch of a kind in one of many namespaces: that it fails concerns only what is there.

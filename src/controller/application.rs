@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{Application, ApplicationStatus, ConditionType, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
-    desired::{Kind, application_faults, join_faults, route_kind},
+    desired::{Kind, application_faults, count, join_faults, route_kind},
 };
 
 pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) -> Outcome {
@@ -31,7 +31,7 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
             remove_finalizer(world.cluster.client(), &*application).await?;
             return Ok(None);
         }
-        let message = format!("{tenants} Tenants and {pools} Pools still use this Application: delete them first");
+        let message = format!("used by {} and {}: delete them first", count(tenants, "Tenant"), count(pools, "Pool"));
         let verdicts = [Verdict::no(ConditionType::Ready, "InUse", message)];
         return write(&application, &world, tenants, pools, &verdicts).await;
     }

@@ -6,7 +6,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::{Resource, ResourceExt as _};
 use tokio::sync::mpsc;
 
-use super::{rollout, routes::push_all, tenant, world::World};
+use super::{
+    counting::{Counted, Counting},
+    rollout,
+    routes::push_all,
+    tenant,
+    world::World,
+};
 use crate::{
     api::{Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, TenantStatus, find_condition, is_true},
     cluster::Change,
@@ -34,11 +40,12 @@ pub(super) fn name_of<K: Resource>(change: &Change<K>) -> String {
     change.new.as_ref().or(change.old.as_ref()).map(|object| object.name_any()).unwrap_or_default()
 }
 
-pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
+pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>, counting: &Counting) {
     let name = name_of(change);
     let uid = |tenant: &Tenant| tenant.metadata.uid.clone().unwrap_or_default();
     match &change.new {
         Some(new) => {
+            world.statuses.tenants.saw(&**new);
             tenant::note_place(new, world);
             if let Some(old) = change.old.as_ref().filter(|old| uid(old) != uid(new)) {
                 world.shared.placements().release(&uid(old));
@@ -62,22 +69,17 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>) {
     let status = |tenant: &Tenant| Some(rolled_out(&tenant.status.as_ref()?.conditions));
     rollout_changed(world, change, status, |tenant| tenant.spec.application.clone());
     let (old, new) = (change.old.as_deref(), change.new.as_deref());
-    count(old, new, |tenant| Some(tenant.spec.plan.clone()), |plan| world.queues.plans.push(plan));
-    count(
-        old,
-        new,
-        |tenant| Some(tenant.spec.application.clone()),
-        |application| world.queues.applications.push(application),
-    );
-    count(old, new, |tenant| tenant.status.as_ref()?.pool.clone(), |pool| world.queues.pools.push(pool));
-    count(
-        old,
-        new,
-        |tenant| Some(tenant.status.as_ref()?.database.as_ref()?.server.clone()),
-        |server| {
-            world.queues.servers.push(server);
-        },
-    );
+    let count = |of: fn(&Tenant) -> Option<String>, counted: fn(String) -> Counted| {
+        let (old, new) = (old.and_then(of), new.and_then(of));
+        if old != new {
+            // Before and after.
+            old.into_iter().chain(new).for_each(|name| counting.changed(counted(name)));
+        }
+    };
+    count(|tenant| Some(tenant.spec.plan.clone()), Counted::Plan);
+    count(|tenant| Some(tenant.spec.application.clone()), Counted::Application);
+    count(|tenant| tenant.status.as_ref()?.pool.clone(), Counted::Pool);
+    count(|tenant| Some(tenant.status.as_ref()?.database.as_ref()?.server.clone()), Counted::Server);
 }
 
 /// What condition `RolledOut` says.
@@ -112,14 +114,6 @@ fn rollout_changed<K: Resource>(
 fn lost_its_place(change: &Change<Tenant>) -> bool {
     let placed = |tenant: &Arc<Tenant>| tenant.status.as_ref().is_some_and(|status| status.database.is_some());
     change.old.as_ref().is_some_and(placed) && !change.new.as_ref().is_some_and(placed)
-}
-
-/// Tells `push` of what a tenant is counted by: before and after, where that differs.
-fn count(old: Option<&Tenant>, new: Option<&Tenant>, of: impl Fn(&Tenant) -> Option<String>, push: impl Fn(&str)) {
-    let (old, new) = (old.and_then(&of), new.and_then(&of));
-    if old != new {
-        old.iter().chain(new.iter()).for_each(|name| push(name));
-    }
 }
 
 /// Takes note of the hosts that a tenant asks for. Those that its live route has are served

@@ -250,6 +250,11 @@ impl Connected {
         known.map_or(limits.is_empty(), |known| known == limits)
     }
 
+    /// Whether a database has limits of a plan, whichever.
+    pub(super) fn has_any_limits(&self, database: &str, plan: &str) -> bool {
+        self.lock().get(database).is_some_and(|index| index.limits.contains_key(plan))
+    }
+
     pub(super) fn set_limits(&self, database: &str, plan: &str, limits: Vec<Limit>) {
         self.lock().entry(database.to_owned()).or_default().limits.insert(plan.to_owned(), limits);
     }

@@ -286,7 +286,9 @@ fn event(regarding: &ObjectReference, note: Note, instance: &str) -> Event {
         ..Event::default()
     };
     event.metadata.namespace = Some(NAMESPACE.to_owned());
-    event.metadata.generate_name = Some(format!("{}.", regarding.name.as_deref().unwrap_or("tenantry")));
+    // Not generateName: the API server takes none that ends in a dot.
+    let number = rand::random::<u64>();
+    event.metadata.name = Some(format!("{}.{number:016x}", regarding.name.as_deref().unwrap_or("tenantry")));
     event
 }
 

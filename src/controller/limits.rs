@@ -58,7 +58,9 @@ pub(super) fn fits(plan: &Plan, application: &Application) -> bool {
 pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -> Result<(), Failure> {
     let limits = limits_of(plan);
     let name = plan.name_any();
-    if !connected.has_limits(database, &name, &limits) {
+    // Of a Plan that is paused, the limits that a database has stay as they are.
+    let stays = super::is_paused(plan) && connected.has_any_limits(database, &name);
+    if !stays && !connected.has_limits(database, &name, &limits) {
         connected.server.set_plan_limits(database, &name, &limits).await?;
         connected.set_limits(database, &name, limits);
     }
@@ -120,7 +122,9 @@ pub(super) async fn prepare(
     };
     connected.ensure(spec).await?;
     let (name, meters) = (application.name_any(), meters_of(application));
-    if !connected.has_meters(database, &name, &meters) {
+    // Of an Application that is paused, the meters that its tenants have stay as they are.
+    let stays = super::is_paused(application) && !connected.find_in(database, |_| true).is_empty();
+    if !stays && !connected.has_meters(database, &name, &meters) {
         connected.server.set_meters(database, &name, &meters).await?;
         connected.set_meters(database, &name, meters);
     }

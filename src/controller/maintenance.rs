@@ -13,13 +13,16 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, events::Note, world::World};
-use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantState};
+use super::{
+    databases::Connected,
+    events::Note,
+    tenant::{self, drop_if_empty},
+    world::World,
+};
+use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often it is looked for data that is due to be dropped.
-const DUE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Starts a server's task. It ends when the server is connected anew or removed.
 pub(super) fn start(world: &Arc<World>, name: &str, connected: &Arc<Connected>) {
@@ -34,7 +37,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
     let close_interval = CLOSE_INTERVAL.min(args.rotation_overlap.max(Duration::from_millis(200)));
     let mut close = ticks(interval(close_interval));
     let mut sweep = ticks(interval_at(Instant::now() + args.sweep_interval, args.sweep_interval));
-    let mut due = ticks(interval(DUE_INTERVAL));
+    let mut due = ticks(interval(args.retention_interval));
     loop {
         enum Turn {
             Watchdog,
@@ -49,11 +52,18 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             _ = due.tick() => Turn::Due,
         };
         let (Some(world), Some(connected)) = (world.upgrade(), connected.upgrade()) else { return };
+        // Whoever pauses the server itself wants nothing of this.
+        if world.stores.servers.get(&ObjectRef::new(&name)).is_some_and(|server| super::is_paused(&*server)) {
+            continue;
+        }
         let done = match turn {
             Turn::Watchdog => end_old_transactions(&world, &name, &connected).await,
             Turn::Close => close_logins(&world, &connected).await,
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
-            Turn::Due => drop_due(&world, &name, &connected).await,
+            Turn::Due => {
+                wake_for_rotation(&world, &connected);
+                drop_due(&world, &name, &connected).await
+            }
         };
         if let Err(error) = done {
             warn!(%error, "not done; it is tried again");
@@ -68,6 +78,18 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
 fn ticks(mut interval: tokio::time::Interval) -> tokio::time::Interval {
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Whether a record is that of a Tenant that is paused.
+fn is_spared(world: &World, record: &TenantRecord) -> bool {
+    let tenant = world.stores.tenants.get(&ObjectRef::new(&record.name));
+    tenant.is_some_and(|tenant| tenant.metadata.uid.as_ref() == Some(&record.uid) && super::is_paused(&*tenant))
+}
+
+/// Whether a database is that of a Pool that is paused.
+fn is_paused_pool(world: &World, connected: &Connected, database: &str) -> bool {
+    let Some(Purpose::Pool(pool)) = connected.purpose(database) else { return false };
+    world.pool(&pool).is_some_and(|pool| super::is_paused(&*pool))
 }
 
 async fn end_old_transactions(world: &World, name: &str, connected: &Connected) -> Result<()> {
@@ -91,9 +113,19 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
         if rotated.is_empty() {
             continue;
         }
-        let outcome = connected.server.close_logins(&database, None, world.args.overlap(), Overlap::Respect).await?;
+        let (spared, rotated): (Vec<_>, Vec<_>) = rotated.into_iter().partition(|record| is_spared(world, record));
+        // All at once; one by one where some must be left alone.
+        let ids: Vec<_> = match spared.is_empty() {
+            true => vec![None],
+            false => rotated.iter().map(|record| Some(&record.id)).collect(),
+        };
+        let mut closed = Vec::new();
+        for id in ids {
+            let times = world.args.overlap();
+            closed.extend(connected.server.close_logins(&database, id, times, Overlap::Respect).await?.closed);
+        }
         for record in rotated {
-            if record.logins.iter().any(|login| outcome.closed.contains(&login.username))
+            if record.logins.iter().any(|login| closed.contains(&login.username))
                 && let Some(fresh) = connected.server.record(&database, &record.id).await?
             {
                 connected.set_record(&database, fresh);
@@ -107,10 +139,14 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
 
 async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Result<()> {
     for database in connected.names() {
-        if !connected.is_ready(&database) && !make_ready(world, connected, &database).await? {
+        if is_paused_pool(world, connected, &database)
+            || (!connected.is_ready(&database) && !make_ready(world, connected, &database).await?)
+        {
             continue;
         }
-        let report = connected.server.sweep(&database).await?;
+        let spared = connected.find_in(&database, |record| is_spared(world, record));
+        let spared = spared.iter().map(|record| record.id.clone()).collect();
+        let report = connected.server.sweep_sparing(&database, &spared).await?;
         for finding in &report.repaired {
             info!(database, tenant = ?finding.id, what = finding.what, "repaired");
         }
@@ -120,6 +156,17 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         world.metrics.repaired(name, report.repaired.len());
     }
     Ok(())
+}
+
+/// Has those tenants looked at whose login is to be rotated soon by its age.
+fn wake_for_rotation(world: &World, connected: &Connected) {
+    let soon = |record: &TenantRecord| {
+        let due = tenant::rotation_due(record, world.args.rotate_after);
+        record.state == TenantState::Live && due.is_some_and(|due| due <= tenant::ROTATION_SOON)
+    };
+    for (_, record) in connected.find(soon) {
+        world.queues.tenants.push(&record.name);
+    }
 }
 
 /// Brings a database up to date whose tenants' controllers haven't: they may be stalled, paused,
@@ -133,7 +180,8 @@ async fn make_ready(world: &World, connected: &Connected, database: &str) -> Res
     Ok(true)
 }
 
-/// Drops retained data whose time has come, and records whose last events were sent.
+/// Drops retained data whose time has come, and records whose last events were sent. What fails
+/// for one is tried again next time, and keeps no other from being dropped.
 async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()> {
     let now = Timestamp::now();
     let due = |state: &TenantState| match state {
@@ -141,21 +189,43 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
         TenantState::Retained { drop_after } => *drop_after <= now,
         TenantState::Dropping | TenantState::Dropped { .. } => true,
     };
-    for (database, record) in connected.find(|record| due(&record.state)) {
-        let dropped = connected.server.drop_due(&database, &record.id, now).await?;
-        info!(database, tenant = record.name, id = %record.id, ?dropped, "what was kept of a deleted tenant is due");
-        match connected.server.record(&database, &record.id).await? {
-            Some(record) => drop(connected.set_record(&database, record)),
-            None => connected.forget_record(&database, &record.id),
+    let mut first = Ok(());
+    for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
+        if let Err(error) = drop_one(world, name, connected, &database, &record, now).await {
+            warn!(database, tenant = record.name, id = %record.id, %error, "can't be dropped yet");
+            first = first.and(Err(error));
         }
+    }
+    first
+}
+
+async fn drop_one(
+    world: &World,
+    name: &str,
+    connected: &Connected,
+    database: &str,
+    record: &TenantRecord,
+    now: Timestamp,
+) -> Result<()> {
+    connected.server.drop_due(database, &record.id, now).await?;
+    let left = connected.server.record(database, &record.id).await?;
+    if left.as_ref() != Some(record) {
+        let state = left.as_ref().map(|record| record.state);
+        info!(database, tenant = record.name, id = %record.id, ?state, "dropped what was kept of a deleted tenant");
         if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
             let text =
                 format!("what was kept of Tenant {} in database {database} is dropped: its time is over", record.name);
             world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
         }
-        if let Some(Purpose::Pool(pool)) = connected.purpose(&database) {
-            world.queues.pools.push(&pool);
-        }
+    }
+    match left {
+        Some(record) => drop(connected.set_record(database, record)),
+        None => connected.forget_record(database, &record.id),
+    }
+    match connected.purpose(database) {
+        Some(Purpose::Pool(pool)) => world.queues.pools.push(&pool),
+        Some(Purpose::Dedicated(_)) => drop_if_empty(world, connected, database).await?,
+        Some(Purpose::Bridge(_)) | None => {}
     }
     Ok(())
 }

@@ -169,8 +169,22 @@ impl Metrics {
         self.events.clone()
     }
 
+    /// What is rare is there with 0 before it happens: a rate can't see how a counter came to be.
+    fn begin_at_zero(&self, observation: &Observation) {
+        for (kind, ..) in &observation.queues {
+            for result in ["completed", "failed", "panicked"] {
+                drop(self.reconciled.get_or_create(&Reconciled { kind: (*kind).to_owned(), result }));
+            }
+        }
+        for (server, ..) in &observation.servers {
+            drop(self.repaired.get_or_create(&OfServer { server: server.clone() }));
+            drop(self.ended_sessions.get_or_create(&OfServer { server: server.clone() }));
+        }
+    }
+
     /// All metrics as text, with what was looked at for them.
     pub(super) fn text(&self, observation: Observation) -> String {
+        self.begin_at_zero(&observation);
         *self.observed.0.lock().unwrap_or_else(PoisonError::into_inner) = observation;
         let mut text = String::new();
         // Writing to a String never fails.

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use kube::runtime::reflector::ObjectRef;
 use tokio::{
     sync::{Semaphore, watch},
     time::{Duration, Instant},
@@ -130,7 +131,7 @@ pub(super) fn files(world: &World, application: &Application) -> Result<Vec<Migr
 }
 
 /// Whether all files have run on a tenant, each as it is now.
-fn is_current(record: &TenantRecord, files: &[Migration]) -> bool {
+pub(super) fn is_current(record: &TenantRecord, files: &[Migration]) -> bool {
     files.iter().all(|file| record.migrations.iter().any(|run| run.name == file.name && run.checksum == file.checksum))
 }
 
@@ -190,6 +191,10 @@ fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::R
 async fn run(world: &World, target: &Target, files: &[Migration]) -> Result<(), Failure> {
     let _slot =
         world.migrations.slots.acquire().await.map_err(|_| Failure::transient("Stopping", "the operator is ending"))?;
+    // It may have waited for long.
+    if world.stores.tenants.get(&ObjectRef::new(&target.tenant)).is_some_and(|tenant| super::is_paused(&*tenant)) {
+        return Err(Failure::waiting("Paused", "the Tenant is paused"));
+    }
     let gone =
         || Failure::transient("DatabaseUnavailable", format!("DatabaseServer {} is not connected", target.server));
     let connected = world.databases.get(&target.server).ok_or_else(gone)?;

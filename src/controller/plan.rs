@@ -15,7 +15,7 @@ use super::{
 use crate::{
     api::{ConditionType, Plan, PlanStatus, Verdict},
     cluster::{add_finalizer, remove_finalizer},
-    desired::{Kind, Object},
+    desired::{Kind, Object, count},
 };
 
 pub(super) async fn reconcile(plan: Arc<Plan>, world: Arc<World>) -> Outcome {
@@ -30,7 +30,8 @@ pub(super) async fn reconcile(plan: Arc<Plan>, world: Arc<World>) -> Outcome {
             remove_finalizer(world.cluster.client(), &*plan).await?;
             return Ok(None);
         }
-        let message = format!("{tenants} Tenants still have this Plan: give them another one, or delete them");
+        let message =
+            format!("used by {}: move them to another Plan (spec.plan) or delete them first", count(tenants, "Tenant"));
         return write(&plan, &world, tenants, &[Verdict::no(ConditionType::Ready, "InUse", message)], None).await;
     }
     add_finalizer(world.cluster.client(), &*plan).await?;

@@ -21,7 +21,7 @@ use crate::{
     },
     cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::Purpose,
-    desired::{Catalog as _, Kind, PoolInput, join_faults, naming, pool_capacity, pool_faults, pool_objects},
+    desired::{Catalog as _, Kind, PoolInput, count, join_faults, naming, pool_capacity, pool_faults, pool_objects},
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
@@ -206,7 +206,7 @@ async fn finalize(pool: &Pool, world: &Arc<World>) -> Outcome {
     let name = pool.name_any();
     let tenants = world.shared.placements().count_in_pool(&name);
     if tenants > 0 {
-        let message = format!("{tenants} Tenants are in this Pool: delete them first");
+        let message = format!("used by {}: delete them first", count(tenants, "Tenant"));
         return write(pool, world, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
     }
     let outcome = remove(pool, world).await;

@@ -353,6 +353,7 @@ pub(super) fn review(world: &World, application: &Application) -> Result<(), Fai
     wake(world, &name);
     let units = units(world, &name);
     if let Some((unit, why)) = units.iter().find_map(|unit| Some((&unit.name, unit.failed()?))) {
+        let why = said(world, unit).unwrap_or(why);
         return Err(Failure::permanent(
             STOPPED,
             format!(
@@ -368,6 +369,17 @@ pub(super) fn review(world: &World, application: &Application) -> Result<(), Fai
         }
         (None, None) => Ok(()),
     }
+}
+
+/// What the status of a unit whose rollout failed says of it: it knows what its pods say.
+fn said(world: &World, name: &UnitName) -> Option<String> {
+    let conditions = match name.kind {
+        UnitKind::Pool => world.pool(&name.name)?.status.clone()?.conditions,
+        UnitKind::Tenant => world.stores.tenants.get(&ObjectRef::new(&name.name))?.status.clone()?.conditions,
+    };
+    let condition = find_condition(&conditions, ConditionType::RolledOut)?;
+    let is_its_own = condition.status == "False" && ![WAITING, STOPPED, "Rolling"].contains(&condition.reason.as_str());
+    is_its_own.then(|| condition.message.clone())
 }
 
 /// The first unit whose status says that it waits for its turn.

@@ -18,7 +18,7 @@ use crate::{
     api::{ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
     database::{DatabaseRecord, ErrorClass, Purpose, Server, ServerInfo, Tls},
-    desired::{join_faults, server_faults},
+    desired::{count, join_faults, server_faults},
 };
 
 pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) -> Outcome {
@@ -28,10 +28,14 @@ pub(super) async fn reconcile(server: Arc<DatabaseServer>, world: Arc<World>) ->
 }
 
 async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
+    let name = server.name_any();
     if super::is_paused(server) {
+        // Its tenants aren't paused: what they need is read. Nothing is written for the server.
+        if server.metadata.deletion_timestamp.is_none() && server_faults(server).is_empty() {
+            connect(server, world).await?;
+        }
         return Ok(None);
     }
-    let name = server.name_any();
     let on_server = |tenant: &crate::api::Tenant| {
         tenant
             .status
@@ -48,7 +52,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
             remove_finalizer(world.cluster.client(), server).await?;
             return Ok(None);
         }
-        let message = format!("{tenants} Tenants and {pools} Pools are still on this server: delete them first");
+        let message = format!("used by {} and {}: delete them first", count(tenants, "Tenant"), count(pools, "Pool"));
         return write(server, world, tenants, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
     }
     add_finalizer(world.cluster.client(), server).await?;
@@ -84,7 +88,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
 
 /// The cluster whose databases are to be taken over, where that was not done yet.
 fn to_adopt<'a>(server: &'a DatabaseServer, world: &World) -> Option<&'a str> {
-    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER)?;
+    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER).filter(|_| !super::is_paused(server))?;
     let status = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
     (status.adopted_cluster.as_ref() != Some(asked)).then_some(asked)
 }
@@ -147,7 +151,7 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     };
     let (config, hash) = connection::config(server, &world.args.namespace, |name| world.secret(name))?;
     // Asked to take over what another cluster left, the server's records are read anew.
-    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER);
+    let asked = server.annotations().get(ANNOTATION_ADOPT_CLUSTER).filter(|_| !super::is_paused(server));
     let hash = crate::cluster::desired_hash(&serde_json::json!([hash, asked]));
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
         return connected.check(world.args.health_interval).await.map_err(refused);

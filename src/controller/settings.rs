@@ -56,6 +56,9 @@ pub struct OperatorArgs {
     /// How often each server is asked for transactions that are too old
     #[arg(long, env = "TENANTRY_WATCHDOG_INTERVAL", default_value = "5s", value_parser = duration)]
     pub watchdog_interval: Duration,
+    /// How often it is looked for data of deleted tenants that is due to be dropped
+    #[arg(long, env = "TENANTRY_RETENTION_INTERVAL", default_value = "5m", value_parser = duration)]
+    pub retention_interval: Duration,
     /// How often each server's health is checked
     #[arg(long, env = "TENANTRY_HEALTH_INTERVAL", default_value = "30s", value_parser = duration)]
     pub health_interval: Duration,

@@ -4,6 +4,7 @@ use data_encoding::BASE64;
 use serde_json::Value;
 
 use crate::{
+    api::ANNOTATION_ROTATED,
     database::{Password, PasswordDigest},
     desired::{
         Kind, RouteState,
@@ -17,8 +18,8 @@ use crate::{
 pub(super) enum ChildState {
     /// Nothing: the content is all there is.
     Plain,
-    /// The login in a tenant's Secret.
-    Credentials { username: String, digest: PasswordDigest },
+    /// The login in a tenant's Secret, and which request to rotate it answers.
+    Credentials { username: String, digest: PasswordDigest, rotated: Option<String> },
     /// Whether a component serves.
     Component(ComponentState),
     /// What a route's parent says.
@@ -31,6 +32,7 @@ pub(super) fn extract(kind: Kind, object: &Value) -> ChildState {
         Kind::Secret => credentials(object).map_or(ChildState::Plain, |(username, password)| ChildState::Credentials {
             username,
             digest: password.digest(),
+            rotated: object["metadata"]["annotations"][ANNOTATION_ROTATED].as_str().map(str::to_owned),
         }),
         Kind::Deployment => {
             let component = object["metadata"]["labels"][naming::LABEL_COMPONENT].as_str().unwrap_or_default();

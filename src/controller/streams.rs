@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{
     changes,
+    counting::Counting,
     namespaces::{self, push_owner},
     rollout, routes,
     world::World,
@@ -90,7 +91,10 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
         stores.api_servers.wait_until_ready(),
     );
     // Tenants last: what they refer to is known by then.
-    spawn_reflect(world, Api::all(client.clone()), tenants, changes::tenant_changed);
+    let counting = Counting::start(world);
+    spawn_reflect(world, Api::all(client.clone()), tenants, move |world, change| {
+        changes::tenant_changed(world, change, &counting);
+    });
     let _ = world.stores.tenants.wait_until_ready().await;
     let mut lists: Vec<_> = KINDS.iter().map(|kind| spawn_children(world, *kind, None)).collect();
     lists.push(spawn_children(world, Kind::ControllerRevision, Some(world.args.namespace.clone())));

@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// How often a count in a status is written at most, where nothing else changed.
-const COUNT_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long the list of a namespace may take before it is said in conditions.
 const LISTING: Duration = Duration::from_secs(10);

@@ -48,7 +48,11 @@ impl Server {
             ),
             "the tenant has just been taken out of use",
         ))
-        .add(format!("ALTER ROLE {} LOGIN PASSWORD {}", ident(&migrator), literal(&password.verifier())));
+        .add(format!(
+            "ALTER ROLE {} LOGIN PASSWORD {}",
+            ident(&migrator),
+            literal(&password.verifier_for_us())
+        ));
         connection.run(&doing, &open).await?;
         drop(connection);
 

@@ -11,15 +11,25 @@ use super::types::{Credentials, Proof};
 
 /// What a login sees of itself, in one statement. Asked as the tenant, so nothing in it can do
 /// more than the tenant can, whatever the tenant left in its schema.
+///
+/// Its time must not grow with the number of tenants. So roles and memberships are looked up one
+/// by one (`OFFSET 0` keeps the planner, which knows nothing of a recursion's size, from reading
+/// all of them), and the functions that decide are asked only of those schemas and databases
+/// whose access list could admit the login: its own, or with a grant to one of its roles or to
+/// all. The only other way in, a membership such as `pg_read_all_data`, is found by the list of
+/// the login's roles.
 const SELF: &str = "
     WITH RECURSIVE role (oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = session_user
-        UNION SELECT m.roleid FROM pg_auth_members m JOIN role ON m.member = role.oid
+        UNION SELECT m.roleid FROM role CROSS JOIN LATERAL (
+            SELECT roleid FROM pg_auth_members WHERE member = role.oid OFFSET 0) AS m
+    ), attributes AS MATERIALIZED (
+        SELECT r.* FROM role CROSS JOIN LATERAL (SELECT * FROM pg_roles WHERE oid = role.oid OFFSET 0) AS r
     )
     SELECT session_user::text, current_user::text, current_database()::text, current_setting('search_path'),
            (SELECT bool_or(r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls)
-              FROM pg_roles r JOIN role USING (oid)),
-           ARRAY(SELECT r.rolname::text FROM pg_roles r JOIN role USING (oid) WHERE r.rolname <> session_user ORDER BY 1),
+              FROM attributes r),
+           ARRAY(SELECT r.rolname::text FROM attributes r WHERE r.rolname <> session_user ORDER BY 1),
            coalesce(has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'USAGE'), false),
            coalesce(has_schema_privilege(to_regnamespace(quote_ident($1))::oid, 'CREATE'), false),
            ARRAY(SELECT p FROM unnest(ARRAY['CREATE', 'TEMPORARY']) AS p WHERE has_database_privilege(current_database(), p)),
@@ -27,6 +37,9 @@ const SELF: &str = "
                   WHERE has_database_privilege('public', current_database(), p)),
            ARRAY(SELECT n.nspname::text FROM pg_namespace n
                   WHERE n.nspname NOT IN ($1, 'tenantry', 'pg_catalog', 'information_schema')
+                    AND (n.nspowner IN (SELECT oid FROM role)
+                         OR EXISTS (SELECT FROM aclexplode(n.nspacl) AS a
+                                     WHERE a.grantee = 0 OR a.grantee IN (SELECT oid FROM role)))
                     AND (has_schema_privilege(n.oid, 'USAGE') OR has_schema_privilege(n.oid, 'CREATE')) ORDER BY 1),
            ARRAY(SELECT c::text FROM unnest(ARRAY['database', 'tenant', 'login', 'meter_definition', 'meter_limit',
                                                   'meter', 'outbox', 'migration']) AS c
@@ -39,9 +52,15 @@ const SELF: &str = "
              OR has_function_privilege('tenantry.count_usage(text, bigint, bigint, text, text)', 'EXECUTE'),
            ARRAY(SELECT d.datname::text FROM pg_database d
                   WHERE d.datallowconn AND d.datdba = to_regrole('tenantry_owner') AND d.datname <> current_database()
+                    AND (d.datacl IS NULL OR d.datdba IN (SELECT oid FROM role)
+                         OR EXISTS (SELECT FROM aclexplode(d.datacl) AS a
+                                     WHERE a.grantee = 0 OR a.grantee IN (SELECT oid FROM role)))
                     AND has_database_privilege(d.oid, 'CONNECT') ORDER BY 1),
            ARRAY(SELECT d.datname::text FROM pg_database d
                   WHERE d.datallowconn AND d.datdba <> to_regrole('tenantry_owner')
+                    AND (d.datacl IS NULL OR d.datdba IN (SELECT oid FROM role)
+                         OR EXISTS (SELECT FROM aclexplode(d.datacl) AS a
+                                     WHERE a.grantee = 0 OR a.grantee IN (SELECT oid FROM role)))
                     AND has_database_privilege(d.oid, 'CONNECT') ORDER BY 1),
            (SELECT count(*) FROM tenantry.my_limits())";
 

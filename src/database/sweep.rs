@@ -35,9 +35,15 @@ impl Server {
     /// A password that a tenant changed itself can't be read by anybody but a superuser:
     /// [`prove`](Self::prove) finds that, and a login issued anew repairs it.
     pub async fn sweep(&self, database: &str) -> Result<SweepReport> {
+        self.sweep_sparing(database, &HashSet::new()).await
+    }
+
+    /// The same, but nothing is changed of these tenants, nor said of them.
+    pub async fn sweep_sparing(&self, database: &str, spared: &HashSet<TenantId>) -> Result<SweepReport> {
         let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
-        let mut sweep = Sweep { database, facts: &facts, script: Script::new(), report: SweepReport::default() };
+        let mut sweep =
+            Sweep { database, spared, facts: &facts, script: Script::new(), report: SweepReport::default() };
         let roles = sweep.roles(self, &mut connection).await?;
         sweep.memberships(&mut connection, &roles).await?;
         sweep.grants(&mut connection).await?;
@@ -51,6 +57,7 @@ impl Server {
 
 struct Sweep<'a> {
     database: &'a str,
+    spared: &'a HashSet<TenantId>,
     facts: &'a AdminFacts,
     script: Script,
     report: SweepReport,
@@ -81,6 +88,9 @@ impl Sweep<'_> {
             let role: String = row.get(1);
             let there: bool = row.get(10);
             *whole.entry(id.clone()).or_insert(true) &= there;
+            if self.spared.contains(&id) {
+                continue;
+            }
             if there {
                 self.role(server, &id, &role, row);
             } else {
@@ -217,6 +227,10 @@ impl Sweep<'_> {
                 continue;
             }
             let id = of_role.or(of_member);
+            // A spared one that got into another tenant's role is put out: that is the other's.
+            if id.as_ref().is_some_and(|id| self.spared.contains(id)) {
+                continue;
+            }
             let by = if self.facts.splits_memberships() && !grantor.is_empty() {
                 format!(" GRANTED BY {}", ident(&grantor))
             } else {
@@ -231,7 +245,7 @@ impl Sweep<'_> {
         }
         let mut missing: Vec<_> = missing.into_iter().collect();
         missing.sort_by(|one, other| one.0.cmp(&other.0));
-        for ((role, member), (id, grant)) in missing {
+        for ((role, member), (id, grant)) in missing.into_iter().filter(|(_, (id, _))| !self.spared.contains(id)) {
             self.repaired(Some(&id), format!("{member} was no member of {role}"));
             self.script.add(grant);
         }
@@ -242,6 +256,9 @@ impl Sweep<'_> {
         let rows = connection.query("can't look at privileges", GRANTS, &[]).await?;
         for row in &rows {
             let id: Option<TenantId> = row.get::<_, Option<&str>>(0).map(str::parse).transpose()?;
+            if id.as_ref().is_some_and(|id| self.spared.contains(id)) {
+                continue;
+            }
             let (kind, object, privilege): (String, String, String) = (row.get(1), row.get(2), row.get(3));
             let grantee: Option<String> = row.get(4);
             let who = grantee.as_deref().unwrap_or("PUBLIC");
@@ -280,7 +297,7 @@ impl Sweep<'_> {
                 None => own.push(row.get::<_, String>(1)),
             }
         }
-        for id in usage {
+        for id in usage.into_iter().filter(|id| !self.spared.contains(id)) {
             self.repaired(Some(&id), format!("{} had no USAGE on its schema", id.runtime()));
             let grant = format!("GRANT USAGE ON SCHEMA {} TO {}", ident(id.schema()), ident(&id.runtime()));
             self.as_owner(Some(&id.owner()), grant);

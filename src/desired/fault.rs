@@ -36,6 +36,13 @@ impl fmt::Display for Fault {
     }
 }
 
+/// A number of things: `1 Tenant`, `3 Tenants`.
+pub fn count(number: impl fmt::Display, thing: &str) -> String {
+    let number = number.to_string();
+    let plural = if number == "1" { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// The faults as one message for a condition: at most three of them, then how many more.
 pub fn join_faults(faults: &[Fault]) -> String {
     const SHOWN: usize = 3;

@@ -23,8 +23,44 @@ pub struct Claim {
 /// Who claims a host: Tenants with the oldest first, and foreign routes.
 #[derive(Clone, Debug, Default)]
 struct Host {
-    tenants: BTreeSet<(Timestamp, String)>,
+    /// In order. A vector, since nearly every host has one, and a set would take ten times as
+    /// much memory for it.
+    tenants: Vec<(Timestamp, String)>,
     foreign: BTreeSet<String>,
+}
+
+impl Host {
+    fn add(&mut self, tenant: (Timestamp, String)) {
+        if let Err(place) = self.tenants.binary_search(&tenant) {
+            self.tenants.reserve_exact(1);
+            self.tenants.insert(place, tenant);
+        }
+    }
+}
+
+/// A claim, as it is kept: as many of them as there are Tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kept {
+    created: Timestamp,
+    /// Each host with whether the live route already has it.
+    hosts: Box<[(String, bool)]>,
+}
+
+impl Kept {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|(host, _)| host.as_str())
+    }
+}
+
+impl From<Claim> for Kept {
+    fn from(claim: Claim) -> Self {
+        let serving = claim.serving;
+        let kept = |host: String| {
+            let serves = serving.contains(&host);
+            (host, serves)
+        };
+        Self { created: claim.created, hosts: claim.hosts.into_iter().map(kept).collect() }
+    }
 }
 
 /// Who has a host.
@@ -41,7 +77,7 @@ pub enum Holder<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct HostIndex {
     hosts: BTreeMap<String, Host>,
-    claims: BTreeMap<String, Claim>,
+    claims: BTreeMap<String, Kept>,
     foreign: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -50,14 +86,15 @@ impl HostIndex {
     /// a host by it, or didn't and are told another holder's name.
     pub fn set_claim(&mut self, claim: Claim) -> BTreeSet<String> {
         let tenant = claim.tenant.clone();
+        let claim = Kept::from(claim);
         if self.claims.get(&tenant) == Some(&claim) {
             return BTreeSet::new();
         }
-        let touched = self.hosts_of(&tenant).into_iter().chain(claim.hosts.iter().cloned()).collect();
+        let touched = self.hosts_of(&tenant).chain(claim.names()).map(str::to_owned).collect();
         let mut affected = self.holders_changed(&touched, |index| {
             index.take_out(&tenant);
-            for host in &claim.hosts {
-                index.hosts.entry(host.clone()).or_default().tenants.insert((claim.created, tenant.clone()));
+            for host in claim.names() {
+                index.hosts.entry(host.to_owned()).or_default().add((claim.created, tenant.clone()));
             }
             index.claims.insert(tenant.clone(), claim);
         });
@@ -67,7 +104,7 @@ impl HostIndex {
 
     /// Forgets a Tenant. Returns those that gained a host by it, or see another take it.
     pub fn remove_claim(&mut self, tenant: &str) -> BTreeSet<String> {
-        let touched = self.hosts_of(tenant);
+        let touched = self.hosts_of(tenant).map(str::to_owned).collect();
         let mut affected = self.holders_changed(&touched, |index| index.take_out(tenant));
         affected.remove(tenant);
         affected
@@ -109,19 +146,19 @@ impl HostIndex {
 
     /// Whether a Tenant's live route has a host, as its last claim told.
     pub fn is_serving(&self, tenant: &str, host: &str) -> bool {
-        self.claims.get(tenant).is_some_and(|claim| claim.serving.contains(host))
+        let claim = self.claims.get(tenant);
+        claim.is_some_and(|claim| claim.hosts.iter().any(|(known, serves)| known == host && *serves))
     }
 
     /// The hosts that a Tenant asks for and has, in the order in which it names them.
     pub fn granted(&self, tenant: &str) -> Vec<String> {
-        let hosts = self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts);
-        hosts.filter(|host| self.holder(host) == Some(Holder::Tenant(tenant))).cloned().collect()
+        let hosts = self.hosts_of(tenant);
+        hosts.filter(|host| self.holder(host) == Some(Holder::Tenant(tenant))).map(str::to_owned).collect()
     }
 
     /// A fault for each host that a Tenant asks for and somebody else has.
     pub fn faults(&self, tenant: &str) -> Vec<Fault> {
-        let hosts = self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts);
-        hosts
+        self.hosts_of(tenant)
             .filter_map(|host| {
                 let message = match self.holder(host)? {
                     Holder::Tenant(name) if name == tenant => return None,
@@ -139,17 +176,14 @@ impl HostIndex {
             .collect()
     }
 
-    fn hosts_of(&self, tenant: &str) -> BTreeSet<String> {
-        self.claims.get(tenant).into_iter().flat_map(|claim| &claim.hosts).cloned().collect()
+    fn hosts_of(&self, tenant: &str) -> impl Iterator<Item = &str> {
+        self.claims.get(tenant).into_iter().flat_map(Kept::names)
     }
 
     fn take_out(&mut self, tenant: &str) {
         let Some(claim) = self.claims.remove(tenant) else { return };
-        let key = (claim.created, claim.tenant);
-        for host in &claim.hosts {
-            self.change(host, |entry| {
-                entry.tenants.remove(&key);
-            });
+        for host in claim.names() {
+            self.change(host, |entry| entry.tenants.retain(|(_, other)| other != tenant));
         }
     }
 

@@ -42,7 +42,7 @@ mod validate;
 mod workloads;
 
 pub use checks::find_time_zone;
-pub use fault::{Fault, join_faults};
+pub use fault::{Fault, count, join_faults};
 pub use faults::{application_faults, pool_faults, server_faults};
 pub use kind::Kind;
 pub use object::Object;

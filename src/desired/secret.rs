@@ -7,7 +7,7 @@ use super::{
     Kind, Object,
     naming::{self, Owner},
 };
-use crate::api::ANNOTATION_HOSTS;
+use crate::api::{ANNOTATION_HOSTS, ANNOTATION_ROTATED};
 
 /// What a tenant's Secret is made from. (Not `Debug`: it has a password.)
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub struct SecretInput<'a> {
     pub namespace: &'a str,
     /// The hosts that are the tenant's.
     pub hosts: &'a [String],
+    /// The value of annotation `tenantry.io/rotate` that this login answers.
+    pub rotated: Option<&'a str>,
     /// Host name or address of the tenants' endpoint.
     pub host: &'a str,
     /// Port of the endpoint.
@@ -71,11 +73,16 @@ pub fn tenant_secret(input: &SecretInput<'_>) -> Object {
     let data: Map<String, Value> =
         entries.iter().map(|(key, value)| ((*key).to_owned(), BASE64.encode(value.as_bytes()).into())).collect();
     let owner = Owner::Tenant { name: input.tenant, pool: input.pool };
+    let mut annotations = json!({ANNOTATION_HOSTS: input.hosts.join(",")});
+    // It stands beside the login: a rotation that the operator's end interrupted is not made twice.
+    if let Some(rotated) = input.rotated {
+        annotations[ANNOTATION_ROTATED] = rotated.into();
+    }
     let metadata = json!({
         "name": naming::credentials_secret(input.tenant),
         "namespace": input.namespace,
         "labels": naming::labels(input.application, owner),
-        "annotations": {ANNOTATION_HOSTS: input.hosts.join(",")},
+        "annotations": annotations,
     });
     Object::untyped(Kind::Secret, json!({"metadata": metadata, "type": "servicebinding.io/postgresql", "data": data}))
 }
@@ -116,6 +123,7 @@ mod tests {
             application: "crm",
             namespace: "pool-crm-1",
             hosts: &[],
+            rotated: None,
             host,
             port: 5432,
             database: "pool_crm_1",

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::{
     Fault, clean,
     naming::{POD_LABELS, RESERVED_PREFIX, TENANTS_DIR},
-    quantity, restricted,
+    quantity::{self, Amount},
+    restricted, usage,
 };
 use crate::api::{Component, PodTemplate};
 
@@ -126,6 +127,7 @@ fn container_faults(path: &str, spec: &PodSpec) -> Vec<Fault> {
         if container.image.as_deref().unwrap_or_default().is_empty() {
             faults.push(Fault::new(INVALID, format!("{path}.image"), "the container has no image: name one"));
         }
+        faults.extend(request_faults(&path, container));
         for (index, port) in container.ports.iter().flatten().enumerate() {
             if !(1..=65_535).contains(&port.container_port) {
                 let message = format!("{} is not a port: choose one between 1 and 65535", port.container_port);
@@ -150,6 +152,18 @@ fn container_faults(path: &str, spec: &PodSpec) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// Requests above their own limits.
+fn request_faults(path: &str, container: &Container) -> Vec<Fault> {
+    let Some(resources) = &container.resources else { return Vec::new() };
+    let limits = usage::amounts(resources.limits.as_ref());
+    let above = |(resource, request): (String, Amount)| {
+        let limit = limits.get(&resource).filter(|limit| request > **limit)?;
+        let message = format!("{request} is above the limit, which is {limit}: lower it, or raise the limit");
+        Some(Fault::new(INVALID, format!("{path}.resources.requests.{resource}"), message))
+    };
+    usage::amounts(resources.requests.as_ref()).into_iter().filter_map(above).collect()
 }
 
 fn volume_faults(path: &str, spec: &PodSpec) -> Vec<Fault> {

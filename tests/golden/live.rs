@@ -235,8 +235,8 @@ fn expected_use(needed: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         ("pods", "3"),
         ("cpu", "1550m"),
         ("requests.cpu", "1550m"),
-        ("memory", "1248Mi"),
-        ("requests.memory", "1248Mi"),
+        ("memory", "1216Mi"),
+        ("requests.memory", "1216Mi"),
         ("limits.memory", "2560Mi"),
         ("limits.cpu", "6"),
     ];

@@ -11,5 +11,7 @@ mod policies;
 mod properties;
 mod quotas;
 mod reach;
+mod rollout;
 mod templates;
 mod tenants;
+mod troubles;

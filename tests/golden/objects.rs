@@ -32,6 +32,7 @@ fn credentials() -> Object {
         application: "crm",
         namespace: "pool-crm-1",
         hosts: &hosts(),
+        rotated: None,
         host: "pooler.example.internal",
         port: 6432,
         database: "pool_crm_1",

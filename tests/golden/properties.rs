@@ -9,10 +9,10 @@ use proptest::{
 use serde_json::{Value, json};
 use tenantry::{
     api::Application,
-    desired::{Kind, PoolObjects},
+    desired::{Fault, Kind, Object, PoolObjects},
 };
 
-use crate::fixtures::{application, build, server};
+use crate::fixtures::{Own, application, build, server};
 
 /// Empty maps that the API server keeps: there, "everything", or "of this sort".
 const KEPT: [&str; 6] = ["podSelector", "namespaceSelector", "labelSelector", "emptyDir", "downwardAPI", "projected"];
@@ -105,7 +105,7 @@ prop_compose! {
             component["port"] = json!(port);
         }
         if let Some(replicas) = replicas {
-            component["replicas"] = json!({"pooled": replicas});
+            component["replicas"] = json!({"pooled": replicas, "bridge": replicas});
         }
         component
     }
@@ -136,25 +136,47 @@ prop_compose! {
     }
 }
 
+/// The objects of the fixture's pool, and of its bridge tenant with hosts and a plan of all
+/// sorts, for an Application.
+fn everything(application: &Application, hosts: usize, bare: bool) -> Result<[Vec<Object>; 2], Vec<Fault>> {
+    let pool = build(application, &server(), &BTreeMap::new()).map(PoolObjects::into_ordered)?;
+    let own = Own::bridge().with(|own| {
+        own.application = application.clone();
+        own.hosts.truncate(hosts);
+        own.plan.spec.quota = None;
+        if bare {
+            own.plan.spec.limit_range = None;
+        } else {
+            own.tenant.spec.owners = serde_json::from_value(json!([{"kind": "User", "name": "ada"}])).unwrap();
+        }
+    });
+    own.effective()?;
+    Ok([pool, own.try_objects()?.into_ordered()])
+}
+
 proptest! {
     #[test]
-    fn objects_are_stable_and_have_nothing_that_the_api_server_drops(application in applications()) {
-        let build = || build(&application, &server(), &BTreeMap::new()).map(PoolObjects::into_ordered);
-        let objects = build().map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?;
-        let again = build().map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?;
-        prop_assert_eq!(&objects, &again);
-        let mut seen = BTreeSet::new();
-        for object in &objects {
-            prop_assert_eq!(pointless("", &object.body), Vec::<String>::new(), "{}", object);
-            prop_assert!(seen.insert((object.kind, object.name.clone())), "{} is there twice", object);
+    fn objects_are_stable_and_have_nothing_that_the_api_server_drops(
+        application in applications(), hosts in 0_usize..3, bare in any::<bool>(),
+    ) {
+        let build = || {
+            everything(&application, hosts, bare).map_err(|faults| TestCaseError::fail(format!("{faults:?}")))
+        };
+        let (all, again) = (build()?, build()?);
+        prop_assert_eq!(&all, &again);
+        for objects in &all {
+            let mut seen = BTreeSet::new();
+            for object in objects {
+                prop_assert_eq!(pointless("", &object.body), Vec::<String>::new(), "{}", object);
+                prop_assert!(seen.insert((object.kind, object.name.clone())), "{} is there twice", object);
+            }
         }
     }
 
     #[test]
     fn pods_are_found_by_their_deployments_and_are_safe(application in applications()) {
-        let objects = build(&application, &server(), &BTreeMap::new())
-            .map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?
-            .into_ordered();
+        let all = everything(&application, 2, false).map_err(|faults| TestCaseError::fail(format!("{faults:?}")))?;
+        let objects = all.concat();
         for deployment in objects.iter().filter(|object| object.kind == Kind::Deployment) {
             let template = &deployment.body["spec"]["template"];
             let selector = deployment.body["spec"]["selector"]["matchLabels"].as_object().unwrap();

@@ -67,7 +67,7 @@ fn a_template_that_does_not_decode_names_the_path() {
 #[test]
 fn what_no_deployment_or_agent_can_run_is_refused() {
     let container = json!({"name": "api", "image": "crm"});
-    let cases: [(Value, &str); 15] = [
+    let cases: [(Value, &str); 16] = [
         (json!({"containers": []}), "containers"),
         (json!({"containers": [{"name": "api"}]}), "containers[0].image"),
         (json!({"containers": [{"name": "API", "image": "x"}]}), "containers[0].name"),
@@ -89,6 +89,10 @@ fn what_no_deployment_or_agent_can_run_is_refused() {
         (
             json!({"containers": [{"name": "api", "image": "x", "volumeMounts": [{"name": "v", "mountPath": "/var/run/tenantry/x"}]}], "volumes": [{"name": "v", "emptyDir": {}}]}),
             "containers[0].volumeMounts[0].mountPath",
+        ),
+        (
+            json!({"containers": [{"name": "api", "image": "x", "resources": {"requests": {"memory": "1.1Gi"}, "limits": {"memory": "1Gi"}}}]}),
+            "containers[0].resources.requests.memory",
         ),
         (json!({"containers": [container], "restartPolicy": "Never"}), "restartPolicy"),
         (json!({"containers": [container], "activeDeadlineSeconds": 5}), "activeDeadlineSeconds"),
@@ -273,6 +277,16 @@ fn the_examples_have_no_fault() {
         let plan = plans.iter().find(|plan| plan.metadata.name.as_ref() == Some(&tenant.spec.plan));
         let result = effective(tenant, plan, applications.first(), &shelf);
         assert!(result.is_ok(), "{:?}: {result:?}", tenant.metadata.name);
+    }
+    // Whichever tier of a plan one chooses, the pods fit into its quota.
+    for plan in &plans {
+        for tier in plan.spec.allowed_tiers.clone().unwrap_or_else(|| vec![plan.spec.tier]) {
+            let mut tenant = tenants[0].clone();
+            tenant.spec.plan = plan.metadata.name.clone().unwrap();
+            tenant.spec.tier = Some(tier);
+            let result = effective(&tenant, Some(plan), applications.first(), &shelf);
+            assert!(result.is_ok(), "{} at tier {tier}: {result:?}", tenant.spec.plan);
+        }
     }
 }
 

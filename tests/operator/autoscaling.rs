@@ -72,6 +72,16 @@ async fn switching_an_autoscaler_on_never_drops_the_replicas() {
     settled("with fixed replicas again", 3, image).await;
     let gone = eventually(async || read(&client, &autoscaler).await.is_none().then_some(())).await;
     assert!(gone.is_some(), "the autoscaler is removed");
+
+    // An autoscaler does nothing for a Deployment of zero replicas, so it isn't given one.
+    web["replicas"] = json!({"pooled": 0});
+    application(&client, "scaled", more(&web)).await;
+    let down = eventually(async || read(&client, &deployment).await.filter(|live| live["spec"]["replicas"] == 0)).await;
+    assert!(down.is_some(), "it is scaled down");
+    web["autoscaling"] = json!({"pooled": {"minReplicas": 1, "maxReplicas": 10, "targetCpuPercent": 80}});
+    web["replicas"] = Value::Null;
+    application(&client, "scaled", more(&web)).await;
+    settled("with an autoscaler after nothing ran", 1, image).await;
 }
 
 /// Notes the replicas of every version of a Deployment from now on; ask for what was seen.

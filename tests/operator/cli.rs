@@ -1,10 +1,14 @@
 //! The user's verbs, on a real cluster: what they print, for people and for programs.
 
-use std::process::Command;
+use std::{os::unix::fs::symlink, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::ground::Ground;
+use super::{
+    ground::{Ground, delete_tenant, ready_tenant},
+    steps::calm,
+    verbs::{application, of, ours, patch},
+};
 
 /// What a run of the program came to.
 #[derive(Debug)]
@@ -34,4 +38,91 @@ fn run(command: &mut Command) -> Ran {
         stdout: text(&output.stdout),
         stderr: text(&output.stderr),
     }
+}
+
+/// Times, ids and UIDs differ from run to run.
+fn steady(text: &str) -> String {
+    let word = |word: &str| {
+        let digits = word.chars().filter(char::is_ascii_digit).count();
+        let is_age = word.len() > 1
+            && word.ends_with(['s', 'm', 'h', 'd'])
+            && word[..word.len() - 1].bytes().all(|byte| byte.is_ascii_digit());
+        let is_uid = word.len() == 36 && word.matches('-').count() == 4;
+        let is_id = (word.len() == 14 && word.starts_with("t_")) || (word.len() == 16 && word.starts_with("d_t_"));
+        let is_revision = word
+            .rsplit_once('-')
+            .is_some_and(|(_, hash)| hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()));
+        let is_date = digits == 8 && word.matches('-').count() == 2;
+        let is_time = digits == 4 && word.len() == 5 && word.contains(':');
+        match word {
+            _ if is_age => "AGE",
+            _ if is_uid => "UID",
+            _ if is_id => "ID",
+            _ if is_revision => "REVISION",
+            _ if is_date => "DATE",
+            _ if is_time => "TIME",
+            _ => word,
+        }
+        .to_owned()
+    };
+    let line = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>().join(" ");
+    text.lines().map(|text| line(text) + "\n").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_verbs_say_what_is() {
+    let ((ground, _), client) = calm().await;
+    application(&client, "shown", json!({"migrations": null})).await;
+    let named = |name: &str| of("shown", json!({"spec": {"displayName": name}}));
+    ready_tenant(&client, "shown-a", named("쇼운 주식회사")).await;
+    ready_tenant(&client, "shown-b", named("To Go")).await;
+    delete_tenant(&client, "shown-b").await;
+    patch(&client, &ours("Tenant", "shown-a"), &json!({"spec": {"suspended": true}})).await;
+    super::verbs::await_condition(&client, &ours("Tenant", "shown-a"), "Ready", "False", "suspended").await;
+
+    let one = tenantry(ground, &["status", "shown-a"]);
+    insta::assert_snapshot!("status_of_one", steady(&one.stdout));
+    let tree = tenantry(ground, &["tree", "shown-a"]);
+    insta::assert_snapshot!("tree", steady(&tree.stdout));
+    let retained = tenantry(ground, &["retained", "shown-b"]);
+    insta::assert_snapshot!("retained", steady(&retained.stdout));
+    assert_eq!((one.code, tree.code, retained.code), (0, 0, 0), "{one:?} {tree:?} {retained:?}");
+
+    let all = tenantry(ground, &["status", "--output", "json"]).json();
+    let mine =
+        all["notReady"].as_array().expect("a list").iter().find(|it| it["name"] == "shown-a").expect("it is not ready");
+    assert_eq!((&mine["state"], &mine["reason"]), (&json!("Suspended"), &json!("Suspended")));
+    let text = tenantry(ground, &["status", "--all"]).stdout;
+    assert!(text.contains("TIER") && text.contains("Tenants are Ready") && text.contains("shown-a"), "{text}");
+    // Two trees of one tenant, one for programs.
+    let tree = tenantry(ground, &["tree", "shown-a", "-o", "json"]).json();
+    assert_eq!(tree["tenant"]["children"][0]["kind"], "Pool");
+
+    let unknown = tenantry(ground, &["status", "nobody-of-this-name"]);
+    assert_eq!(
+        (unknown.code, unknown.stderr.as_str()),
+        (1, "error: there is no Tenant nobody-of-this-name: kubectl get tenants lists them\n")
+    );
+    let nothing = tenantry(ground, &["adopt"]);
+    assert_eq!(nothing.code, 2, "{nothing:?}");
+    let none = tenantry(ground, &["adopt", "shown-a"]);
+    assert!(none.code == 0 && none.stdout.contains("nothing to do"), "{none:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_finds_it_as_a_plugin_and_hands_its_cluster_over() {
+    let ((ground, _), client) = calm().await;
+    application(&client, "plugged", json!({"migrations": null})).await;
+    ready_tenant(&client, "plugged-a", of("plugged", json!({}))).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    symlink(env!("CARGO_BIN_EXE_tenantry"), folder.path().join("kubectl-tenantry")).expect("a link");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("PATH"));
+    let run_as = |args: &[&str]| run(ground.cluster.kubectl().args(args).env("PATH", &path).env_remove("KUBECONFIG"));
+    let kubeconfig = ground.cluster.kubeconfig().to_str().expect("a path");
+    let found = run_as(&["tenantry", "status", "plugged-a", "--kubeconfig", kubeconfig, "-o", "json"]);
+    assert_eq!((found.code, &found.json()["state"]), (0, &json!("Ready")), "{found:?}");
+    let wrong = run_as(&["tenantry", "status", "--kubeconfig", kubeconfig, "--context", "nowhere"]);
+    assert!(wrong.code == 1 && wrong.stderr.starts_with("error: ") && wrong.stderr.contains("nowhere"), "{wrong:?}");
+    let help = run_as(&["tenantry", "--help"]);
+    assert!(help.stdout.contains("Usage: kubectl tenantry") && !help.stdout.contains("operator  "), "{help:?}");
 }

@@ -4,7 +4,6 @@
 use std::{
     future::pending,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -96,12 +95,6 @@ impl Gate {
     /// Waits until it has happened.
     pub async fn reached(&self) {
         self.happened.notified().await;
-    }
-
-    /// Waits until it has happened, but not for ever.
-    pub async fn must_be_reached(&self) {
-        let reached = tokio::time::timeout(Duration::from_secs(60), self.reached()).await;
-        assert!(reached.is_ok(), "the write is not made: {:#?}", self.lock().writes);
     }
 
     /// For a call that never gets an answer.

@@ -8,7 +8,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{LazyLock, OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
@@ -100,7 +100,8 @@ impl Ground {
         let log = self.cluster.dir().join(format!("log/operator-{}.log", std::process::id()));
         let out = File::options().create(true).append(true).open(&log).expect("a log file");
         let port = free_port();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tenantry")]);
         if !more.contains(&"--lease-identity") {
             // One that comes back leads at once, as a container does in its pod, and an API server
             // that a test takes away for a while ends none.
@@ -118,7 +119,7 @@ impl Ground {
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second handle"))
             .stderr(out);
-        Operator { child: command.spawn().expect("the operator starts"), port }
+        Operator { child: spawn(command), port }
     }
 
     /// Applies the examples' plans, server, application and migrations, but no tenants.
@@ -161,6 +162,24 @@ impl Ground {
         merge(&mut server["spec"], more);
         apply(client, &server).await.expect("a server");
     }
+}
+
+/// Starts a program that asked to end with the thread that starts it: on one that lives as long
+/// as this process, so that a ground which several tests share leaves nothing behind.
+fn spawn(command: Command) -> Child {
+    type Request = (Command, mpsc::Sender<Child>);
+    static SPAWNER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
+        let (requests, received) = mpsc::channel::<Request>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in received {
+                answer.send(command.spawn().expect("the operator starts")).expect("somebody waits");
+            }
+        });
+        requests
+    });
+    let (answer, started) = mpsc::channel();
+    SPAWNER.send((command, answer)).expect("the thread that starts programs");
+    started.recv().expect("the operator starts")
 }
 
 /// A running operator; ended when dropped.

@@ -11,7 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    ground::{Ground, NAMESPACE, ready_tenant},
+    ground::{Ground, NAMESPACE, eventually, ready_tenant},
     steps::calm,
 };
 
@@ -71,7 +71,9 @@ async fn what_the_operator_does_is_counted() {
     assert!(metric("tenantry_reconciles_total{kind=\"Tenant\",result=\"completed\"}") > 0.0);
     assert!(metric("tenantry_reconcile_duration_seconds_count{kind=\"Tenant\"}") > 0.0);
     assert!(metric("tenantry_api_requests_total{verb=\"patch\",resource=\"tenants/status\",code=\"200\"}") > 0.0);
-    assert!(metric("tenantry_api_requests_total{verb=\"update\",resource=\"leases\",code=\"200\"}") > 0.0);
+    // The lease is renewed every two seconds.
+    let renewed = "tenantry_api_requests_total{verb=\"update\",resource=\"leases\",code=\"200\"}";
+    assert!(eventually(async || operator.metric(renewed)).await.is_some(), "{renewed}");
     assert!(metric("tenantry_database_statements_total{server=\"main\"}") > 0.0);
     assert!(metric("tenantry_tenants{tier=\"pooled\",ready=\"True\"}") > 0.0);
     assert!(metric("process_resident_memory_bytes") > 1e6);

@@ -54,7 +54,7 @@ async fn what_tenants_use_is_counted_kept_and_let_go_after() {
             dynamic(&client, object).delete(name, &DeleteParams::default()).await.ok().map(drop)
         });
         passed.await.expect("a deletion that is accepted");
-        let says = if object["kind"] == "Application" { "1 Tenants and 1 Pools" } else { "1 Tenants" };
+        let says = if object["kind"] == "Application" { "used by 1 Tenant and 1 Pool:" } else { "used by 1 Tenant" };
         await_condition(&client, object, "Ready", "False", says).await;
     }
     let tenant = healed(&client, "user-a").await;

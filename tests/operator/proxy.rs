@@ -95,20 +95,20 @@ struct Rule {
 struct Inner {
     client: Client,
     armed: Mutex<Option<(String, Moment)>>,
-    rule: Mutex<Option<Rule>>,
+    rules: Mutex<Vec<Rule>>,
     gate: Option<Arc<Gate>>,
     reached: Notify,
 }
 
 impl Inner {
-    fn rule(&self) -> MutexGuard<'_, Option<Rule>> {
-        self.rule.lock().unwrap_or_else(PoisonError::into_inner)
+    fn rules(&self) -> MutexGuard<'_, Vec<Rule>> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What goes wrong with this call.
     fn fault(&self, calls: Option<Calls>) -> Option<Fault> {
-        let mut rule = self.rule();
-        let rule = rule.as_mut().filter(|rule| Some(rule.calls) == calls)?;
+        let mut rules = self.rules();
+        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls)?;
         rule.seen += 1;
         if rule.seen % rule.every != 0 {
             return None;
@@ -136,7 +136,7 @@ impl Proxy {
     pub async fn with_gate(ground: &Ground, gate: Option<Arc<Gate>>) -> Self {
         let client = ground.cluster.service_account_client(NAMESPACE, "tenantry").await.expect("a client");
         let inner =
-            Arc::new(Inner { client, armed: Mutex::default(), rule: Mutex::default(), gate, reached: Notify::new() });
+            Arc::new(Inner { client, armed: Mutex::default(), rules: Mutex::default(), gate, reached: Notify::new() });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let server = format!("http://{}", listener.local_addr().expect("an address"));
         let kubeconfig = ground.cluster.dir().join("proxy-kubeconfig");
@@ -167,17 +167,17 @@ impl Proxy {
 
     /// Lets each `every`th call of a sort go wrong, from now on.
     pub fn spoil(&self, calls: Calls, every: usize, fault: Fault) {
-        *self.inner.rule() = Some(Rule { fault, calls, every, seen: 0, hit: 0 });
+        self.inner.rules().push(Rule { fault, calls, every, seen: 0, hit: 0 });
     }
 
-    /// How many calls went wrong since `spoil`.
+    /// How many calls went wrong since then.
     pub fn spoilt(&self) -> usize {
-        self.inner.rule().map_or(0, |rule| rule.hit)
+        self.inner.rules().iter().map(|rule| rule.hit).sum()
     }
 
     /// Lets everything pass again.
     pub fn heal(&self) {
-        *self.inner.rule() = None;
+        self.inner.rules().clear();
     }
 
     /// Cuts every connection that there is, watches among them.

@@ -1,6 +1,8 @@
 //! After the cluster's objects were lost, in one way or another: nobody starts empty, nobody
 //! gets another's data, and `tenantry adopt` gives each Tenant what was its own.
 
+use std::collections::BTreeSet;
+
 use devcluster::Options;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
@@ -19,18 +21,30 @@ use super::{
     verbs::{await_condition, id, log_in, ours, patch, place, read, rows, superuser},
 };
 
-/// The tenants of these tests, with their deletion policies.
-const TENANTS: [(&str, &str); 2] = [("acme", "Retain"), ("bolt", "Delete")];
+/// The tenants of these tests: of each tier, and with a policy of which nothing is left where
+/// only the Tenant is deleted.
+const TENANTS: [(&str, &str, &str); 4] = [
+    ("acme", "pooled", "Retain"),
+    ("bolt", "pooled", "Delete"),
+    ("corp", "bridge", "Retain"),
+    ("duke", "dedicated", "Delete"),
+];
 
-/// A control plane and an operator of a test's own, with two Ready tenants that have a row each.
+fn spec((_, tier, policy): (&str, &str, &str)) -> Value {
+    let plan = if tier == "dedicated" { "enterprise" } else { "smb" };
+    json!({"spec": {"plan": plan, "tier": tier, "deletionPolicy": policy}})
+}
+
+/// A control plane and an operator of a test's own, with Ready tenants that have a row each.
 async fn before_the_loss() -> (Ground, Operator, Client, Vec<Tenant>) {
     let ground = Ground::start(Options::default()).await;
     let operator = ground.operator(&[]);
     ground.examples().await;
     let client = ground.client.clone();
     let mut tenants = Vec::new();
-    for (name, policy) in TENANTS {
-        let tenant = ready_tenant(&client, name, json!({"spec": {"deletionPolicy": policy}})).await;
+    for entry in TENANTS {
+        let name = entry.0;
+        let tenant = ready_tenant(&client, name, spec(entry)).await;
         let session = log_in(&credentials(&client, &tenant).await).await.expect("the tenant logs in");
         let email = format!("one@{name}.example");
         session.execute("INSERT INTO users (email, name) VALUES ($1, 'One')", &[&email]).await.expect("a row");
@@ -47,6 +61,8 @@ async fn assert_old_rows(client: &Client, before: &[Tenant]) {
         let tenant = healed(client, &name).await;
         assert_eq!(id(&tenant), id(old), "{name} has the id that it had");
         assert!(tenant.status.as_ref().is_some_and(|status| status.conflict.is_none()), "the conflict is over");
+        let revision = |tenant: &Tenant| tenant.status.as_ref().and_then(|status| status.plan_revision.clone());
+        assert_eq!(revision(&tenant), revision(old), "{name} pays what it paid");
         let session = log_in(&credentials(client, &tenant).await).await.expect("the tenant logs in");
         assert_eq!(rows(&session, "SELECT email FROM users").await, [format!("one@{name}.example")]);
         let users = "SELECT value::text FROM my_limits() WHERE meter = 'users'";
@@ -73,6 +89,10 @@ fn adopt(ground: &Ground, more: &[&str]) -> Ran {
     tenantry(ground, &args)
 }
 
+fn all() -> Vec<String> {
+    TENANTS.map(|(name, ..)| name.to_owned()).to_vec()
+}
+
 /// The names of the Tenants that `adopt` says it did something with.
 fn names(ran: &Ran, action: &str) -> Vec<String> {
     let items = ran.json()["items"].as_array().expect("items").clone();
@@ -83,7 +103,6 @@ fn names(ran: &Ran, action: &str) -> Vec<String> {
 #[tokio::test]
 async fn after_the_definitions_were_deleted_every_tenant_gets_its_old_rows() {
     let (ground, _operator, client, before) = before_the_loss().await;
-    let database = place(&before[0]).0;
     let definitions = Api::<CustomResourceDefinition>::all(client.clone());
     let kinds =
         ["tenants", "pools", "plans", "applications", "databaseservers"].map(|kind| format!("{kind}.tenantry.io"));
@@ -96,9 +115,11 @@ async fn after_the_definitions_were_deleted_every_tenant_gets_its_old_rows() {
         assert!(gone.is_some(), "{name} does not go: {:#?}", definitions.get(name).await.map(|it| it.status));
     }
     // Nobody meant to drop all customers' data, whatever a policy says.
-    let admin = superuser(&ground, &database).await;
-    let states = rows(&admin, "SELECT name || ' ' || state FROM tenantry.tenant ORDER BY 1").await;
-    assert_eq!(states, ["acme Retained", "bolt Retained"]);
+    for tenant in &before {
+        let admin = superuser(&ground, &place(tenant).0).await;
+        let state = format!("SELECT state FROM tenantry.tenant WHERE id = '{}'", id(tenant));
+        assert_eq!(rows(&admin, &state).await, ["Retained"], "{}", tenant.name_any());
+    }
 
     for entry in std::fs::read_dir(root().join("crds")).expect("crds/") {
         for definition in documents(&entry.expect("an entry").path()) {
@@ -114,17 +135,17 @@ async fn after_the_definitions_were_deleted_every_tenant_gets_its_old_rows() {
         assert!(served.is_some(), "{name} is not served");
     }
     ground.examples().await;
-    for (name, policy) in TENANTS {
-        apply(&client, &tenant(name, json!({"spec": {"deletionPolicy": policy}}))).await.expect("a Tenant");
+    for entry in TENANTS {
+        apply(&client, &tenant(entry.0, spec(entry))).await.expect("a Tenant");
     }
     await_conflicts(&client, &before).await;
 
     let asked = adopt(&ground, &["--all", "--dry-run"]);
-    assert_eq!((asked.code, names(&asked, "Adopted")), (0, vec!["acme".to_owned(), "bolt".to_owned()]));
+    assert_eq!((asked.code, names(&asked, "Adopted")), (0, all()));
     let untouched = read(&client, &ours("Tenant", "acme")).await.expect("a Tenant");
     assert_eq!(untouched["metadata"]["annotations"], Value::Null, "a dry run writes nothing");
     let done = adopt(&ground, &["--all"]);
-    assert_eq!((done.code, names(&done, "Adopted")), (0, vec!["acme".to_owned(), "bolt".to_owned()]));
+    assert_eq!((done.code, names(&done, "Adopted")), (0, all()));
     assert_old_rows(&client, &before).await;
     let again = adopt(&ground, &["--all"]);
     assert_eq!((again.code, again.json()["items"].as_array().map(Vec::len)), (0, Some(0)), "nothing is left to decide");
@@ -171,9 +192,24 @@ fn without_null_annotations(mut object: Value) -> Value {
     object
 }
 
+/// When each tenant's first period began.
+async fn anchors(ground: &Ground, tenants: &[Tenant]) -> Vec<String> {
+    let mut anchors = Vec::new();
+    for tenant in tenants {
+        let anchor = format!("SELECT period_anchor::text FROM tenantry.tenant WHERE id = '{}'", id(tenant));
+        anchors.extend(rows(&superuser(ground, &place(tenant).0).await, &anchor).await);
+    }
+    anchors
+}
+
+async fn raise_price(client: &Client, base: &str) {
+    let change = json!({"spec": {"price": {"base": base}}});
+    patch(client, &ours("Plan", "smb"), &change).await;
+}
+
 async fn backup(client: &Client) -> Vec<Value> {
     let mut tenants = Vec::new();
-    for (name, _) in TENANTS {
+    for (name, ..) in TENANTS {
         tenants.push(read(client, &ours("Tenant", name)).await.expect("a Tenant"));
     }
     tenants
@@ -182,13 +218,19 @@ async fn backup(client: &Client) -> Vec<Value> {
 #[tokio::test]
 async fn objects_that_come_back_with_new_uids_and_no_status_get_their_old_rows_again_and_again() {
     let (ground, operator, client, before) = before_the_loss().await;
-    let secrets = [credentials(&client, &before[0]).await, credentials(&client, &before[1]).await];
+    let mut secrets = Vec::new();
+    for tenant in &before {
+        secrets.push(credentials(&client, tenant).await);
+    }
+    let began = anchors(&ground, &before).await;
     let mut operator = Some(operator);
     let mut known = before.clone();
     // Twice: what the annotations of the first restore say is of no account in the second.
-    for _ in 0..2 {
+    for price in ["555000", "666000"] {
         operator.take().expect("an operator").kill();
         let saved = backup(&client).await;
+        // A price for new customers: who came back is none.
+        raise_price(&client, price).await;
         lose::<Tenant>(&client).await;
         lose::<Pool>(&client).await;
         bring_back(&client, &saved).await;
@@ -199,49 +241,66 @@ async fn objects_that_come_back_with_new_uids_and_no_status_get_their_old_rows_a
         assert_eq!((done.code, names(&done, "Adopted")), (0, vec!["acme".to_owned()]));
         healed(&client, "acme").await;
         let done = adopt(&ground, &["--all"]);
-        assert_eq!((done.code, names(&done, "Adopted")), (0, vec!["bolt".to_owned()]));
+        assert_eq!((done.code, names(&done, "Adopted")), (0, all()[1..].to_vec()));
         assert_old_rows(&client, &before).await;
-        known = vec![healed(&client, "acme").await, healed(&client, "bolt").await];
+        known = futures::future::join_all(TENANTS.map(|(name, ..)| healed(&client, name))).await;
     }
+    assert_eq!(anchors(&ground, &before).await, began, "periods are counted from where they began");
     // Their Secrets were there all the time, and so the logins of those who use them.
     for (tenant, secret) in known.iter().zip(&secrets) {
         assert_eq!(credentials(&client, tenant).await, *secret, "nothing was rotated for it");
     }
 }
 
+/// Marks a database and all in it as another cluster's; returns whose it was.
+async fn belongs_to(ground: &Ground, database: &str, cluster: &str) -> String {
+    let admin = superuser(ground, database).await;
+    let here = rows(&admin, "SELECT cluster_id FROM tenantry.database").await.remove(0);
+    let mark = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()";
+    let mark = rows(&admin, mark).await.remove(0).replace(&here, cluster);
+    let change = format!(
+        "UPDATE tenantry.database SET cluster_id = '{cluster}'; UPDATE tenantry.tenant SET cluster_id = '{cluster}'; \
+         COMMENT ON DATABASE \"{database}\" IS '{mark}'"
+    );
+    admin.batch_execute(&change).await.expect("another cluster's marks");
+    here
+}
+
+/// All that the operator could have changed in these databases.
+async fn contents(ground: &Ground, databases: &BTreeSet<String>) -> Vec<String> {
+    let all = "SELECT t::text FROM tenantry.tenant t UNION ALL SELECT d::text FROM tenantry.database d
+               UNION ALL SELECT l::text FROM tenantry.login l UNION ALL SELECT m::text FROM tenantry.meter_limit m
+               UNION ALL SELECT nspname || nspacl::text FROM pg_namespace UNION ALL SELECT r::text FROM pg_roles r
+               UNION ALL SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()
+               ORDER BY 1";
+    let mut found = Vec::new();
+    for database in databases {
+        let rows = superuser(ground, database).await.query(all, &[]).await.expect("rows");
+        found.extend(rows.iter().map(|row| row.get::<_, Option<String>>(0).unwrap_or_default()));
+    }
+    found
+}
+
 #[tokio::test]
 async fn a_record_of_another_cluster_is_never_touched_until_it_is_taken_over_as_a_whole() {
     let (ground, operator, client, before) = before_the_loss().await;
-    let database = place(&before[0]).0;
     operator.kill();
     lose::<Tenant>(&client).await;
     lose::<Pool>(&client).await;
     lose::<DatabaseServer>(&client).await;
     // As if a cluster that is gone had made all this.
     let gone = "00000000-0000-4000-8000-00000000dead";
-    let admin = superuser(&ground, &database).await;
-    let mark = rows(
-        &admin,
-        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()",
-    )
-    .await;
-    let here = rows(&admin, "SELECT cluster_id FROM tenantry.database").await.remove(0);
-    let foreign_mark = mark[0].replace(&here, gone);
-    admin
-        .batch_execute(&format!(
-            "UPDATE tenantry.database SET cluster_id = '{gone}'; UPDATE tenantry.tenant SET cluster_id = '{gone}'; \
-             COMMENT ON DATABASE \"{database}\" IS '{foreign_mark}'"
-        ))
-        .await
-        .expect("another cluster's marks");
-    let all = "SELECT t::text FROM tenantry.tenant t UNION ALL SELECT d::text FROM tenantry.database d
-               UNION ALL SELECT rolname::text FROM pg_roles UNION ALL SELECT nspname::text FROM pg_namespace ORDER BY 1";
-    let untouched = rows(&admin, all).await;
+    let databases: BTreeSet<String> = before.iter().map(|tenant| place(tenant).0).collect();
+    let mut here = String::new();
+    for database in &databases {
+        here = belongs_to(&ground, database, gone).await;
+    }
+    let untouched = contents(&ground, &databases).await;
 
     let _operator = ground.operator(&[]);
     ground.examples().await;
-    for (name, policy) in TENANTS {
-        apply(&client, &tenant(name, json!({"spec": {"deletionPolicy": policy}}))).await.expect("a Tenant");
+    for entry in TENANTS {
+        apply(&client, &tenant(entry.0, spec(entry))).await.expect("a Tenant");
     }
     for old in &before {
         let uid = old.uid().expect("a UID");
@@ -254,12 +313,12 @@ async fn a_record_of_another_cluster_is_never_touched_until_it_is_taken_over_as_
     patch(&client, &ours("Tenant", "acme"), &asked).await;
     stalled(&client, "acme", "DataOfAnotherCluster", &[gone]).await;
     let refused = adopt(&ground, &["--all"]);
-    assert_eq!((refused.code, names(&refused, "Skipped")), (3, vec!["acme".to_owned(), "bolt".to_owned()]));
+    assert_eq!((refused.code, names(&refused, "Skipped")), (3, all()));
     let listed = tenantry(&ground, &["retained", "--all-clusters", "--output", "json"]).json();
     let clusters: Vec<&Value> =
         listed["items"].as_array().expect("items").iter().map(|item| &item["cluster"]).collect();
-    assert_eq!(clusters, [gone, gone]);
-    assert_eq!(rows(&admin, all).await, untouched, "not a byte of it changed");
+    assert_eq!(clusters, [gone; 4]);
+    assert_eq!(contents(&ground, &databases).await, untouched, "not a byte of it changed");
 
     let here = tenantry(&ground, &["adopt", "--from-cluster", &here]);
     assert!(here.code == 1 && here.stderr.contains("this cluster's own id"), "{here:?}");
@@ -277,7 +336,7 @@ async fn a_record_of_another_cluster_is_never_touched_until_it_is_taken_over_as_
     await_tenant(&client, "acme", "Ready", |tenant| is(tenant, "Ready", "True")).await;
     await_conflicts(&client, &before[1..]).await;
     let done = adopt(&ground, &["--all"]);
-    assert_eq!((done.code, names(&done, "Adopted")), (0, vec!["bolt".to_owned()]));
+    assert_eq!((done.code, names(&done, "Adopted")), (0, all()[1..].to_vec()));
     assert_old_rows(&client, &before).await;
     // What the annotation said was done: more of that cluster, should it live, stays its own.
     await_condition(&client, &ours("DatabaseServer", "main"), "Ready", "True", "").await;

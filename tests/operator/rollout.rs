@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use super::{
+    bridge::bridge,
     ground::{Ground, OPERATOR, apply, await_tenant, eventually, is, merge, ready_tenant, shared, tenant},
     verbs::{application, await_condition, named, of, ours, patch, read, web},
 };
@@ -47,7 +48,11 @@ fn nowhere() -> Value {
 }
 
 fn deployment(pool: &str) -> Value {
-    named("apps/v1", "Deployment", Some(&format!("pool-{pool}")), "web")
+    deployment_in(&format!("pool-{pool}"))
+}
+
+fn deployment_in(namespace: &str) -> Value {
+    named("apps/v1", "Deployment", Some(namespace), "web")
 }
 
 fn image(deployment: &Value) -> &str {
@@ -70,13 +75,17 @@ fn is_complete(live: &Value) -> bool {
 
 /// Waits until a pool's Deployment has an image everywhere.
 async fn has_rolled(client: &Client, pool: &str, wanted: &str) {
+    has_rolled_in(client, &format!("pool-{pool}"), wanted).await;
+}
+
+async fn has_rolled_in(client: &Client, namespace: &str, wanted: &str) {
     let mut last = Value::Null;
     let done = eventually(async || {
-        last = read(client, &deployment(pool)).await?;
+        last = read(client, &deployment_in(namespace)).await?;
         (image(&last) == wanted && is_complete(&last)).then_some(())
     })
     .await;
-    assert!(done.is_some(), "Pool {pool} does not come to {wanted}: {last:#}");
+    assert!(done.is_some(), "{namespace} does not come to {wanted}: {last:#}");
 }
 
 /// What a watch of an Application's Deployments told.
@@ -341,4 +350,67 @@ async fn a_pool_that_is_down_gets_the_template_that_heals_it_and_holds_nobody_up
     assert_eq!(image(&paused), FIXED);
     patch(&client, &ours("Pool", "ebb-1"), &json!({"metadata": {"annotations": {"tenantry.io/paused": null}}})).await;
     has_rolled(&client, "ebb-1", OLD).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn namespaces_of_tenants_get_a_changed_template_a_few_at_a_time() {
+    let (_, client) = shared().await;
+    let rollout = json!({"rollout": {"deadline": "5s", "maxUnavailable": 2}});
+    staged(&client, "flotilla", OLD, json!({"spec": rollout})).await;
+    let names = ["ship-a", "ship-b", "ship-c", "ship-d"];
+    for name in names {
+        ready_tenant(&client, name, bridge("flotilla", json!({}))).await;
+        await_condition(&client, &ours("Tenant", name), "RolledOut", "True", "").await;
+    }
+    let namespace = |name: &str| format!("tenant-{name}");
+    let application = ours("Application", "flotilla");
+    let watch = Watch::start(&client, "flotilla", 4).await;
+    staged(&client, "flotilla", NEW, json!({"spec": rollout})).await;
+    for name in names {
+        has_rolled_in(&client, &namespace(name), NEW).await;
+    }
+    await_condition(&client, &application, "RolledOut", "True", "").await;
+    let (most, order) = watch.told();
+    assert!(most <= 2, "{most} at a time: {order:?}");
+    assert_eq!(order.len(), 4, "each once: {order:?}");
+    let record = async |name: &str| {
+        let live = read(&client, &deployment_in(&namespace(name))).await.expect("a Deployment");
+        let text = live["metadata"]["annotations"]["tenantry.io/rollout"].as_str().expect("a record").to_owned();
+        serde_json::from_str::<Value>(&text).expect("JSON")
+    };
+    assert_eq!(record("ship-a").await["staged"], true);
+
+    // What a tenant's own spec changes is no rollout of the others'.
+    let overrides = json!([{"component": "web", "resources": {"requests": {"cpu": "70m"}}}]);
+    patch(&client, &ours("Tenant", "ship-a"), &json!({"spec": {"overrides": overrides}})).await;
+    let changed = eventually(async || {
+        let live = read(&client, &deployment_in("tenant-ship-a")).await?;
+        let container = &live["spec"]["template"]["spec"]["containers"][0];
+        (container["resources"]["requests"]["cpu"] == "70m" && is_complete(&live)).then_some(())
+    });
+    assert!(changed.await.is_some(), "it goes at once");
+    assert_eq!(record("ship-a").await["staged"], Value::Null);
+    assert_eq!(record("ship-b").await["staged"], true, "who isn't concerned isn't written");
+
+    // No more than may fail at a time do.
+    staged(&client, "flotilla", FIXED, json!({"spec": rollout, "web": nowhere()})).await;
+    await_condition(&client, &application, "RolledOut", "False", "the rollout stopped at Tenant ship-").await;
+    let mut reached = Vec::new();
+    for name in names {
+        let live = read(&client, &deployment_in(&namespace(name))).await.expect("a Deployment");
+        if image(&live) == FIXED {
+            reached.push(name);
+        } else {
+            await_condition(&client, &ours("Tenant", name), "RolledOut", "False", "the rollout stopped").await;
+        }
+        await_tenant(&client, name, "Ready", |tenant| is(tenant, "Ready", "True")).await;
+    }
+    assert!((1..=2).contains(&reached.len()), "{reached:?}");
+    staged(&client, "flotilla", FIXED, json!({"spec": rollout})).await;
+    for name in names {
+        has_rolled_in(&client, &namespace(name), FIXED).await;
+        await_condition(&client, &ours("Tenant", name), "RolledOut", "True", "").await;
+    }
+    await_condition(&client, &application, "Ready", "True", "").await;
+    assert!(watch.told().0 <= 2, "never more than two");
 }

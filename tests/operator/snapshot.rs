@@ -11,7 +11,7 @@ use kube::{
     discovery::{ApiGroup, Discovery, verbs as can},
 };
 use serde_json::{Map, Value, json};
-use tenantry::{api::Tenant, database::TenantId};
+use tenantry::{api::Tenant, database::TenantId, desired::rollout::ANNOTATION_ROLLOUT};
 
 use super::{
     ground::Ground,
@@ -50,7 +50,7 @@ const INCIDENTAL: [&str; 14] = [
     "salt",
 ];
 
-/// By what a tenant is known.
+/// By what a tenant is known. (Its name must not look like part of a hash, or of an id.)
 #[derive(Clone, Debug)]
 pub struct Names {
     pub name: String,
@@ -151,6 +151,11 @@ fn normalise(object: &mut Value) {
     {
         read_secret(data);
     }
+    // What Kubernetes tells of our objects names its own.
+    let ours = object["apiVersion"].as_str().is_some_and(|version| version.starts_with("tenantry.io/"));
+    if !ours && let Some(map) = object.as_object_mut() {
+        map.remove("status");
+    }
     take_out(object);
 }
 
@@ -167,12 +172,25 @@ fn take_out(value: &mut Value) {
     match value {
         Value::Object(map) => {
             map.retain(|key, _| !INCIDENTAL.contains(&key.as_str()));
+            if let Some(Value::String(record)) = map.get_mut(ANNOTATION_ROLLOUT) {
+                *record = without_hashes(record);
+            }
             map.values_mut().for_each(take_out);
         }
         Value::Array(items) => items.iter_mut().for_each(take_out),
         Value::String(text) if is_time(text) => *text = "TIME".into(),
         _ => {}
     }
+}
+
+/// What a Deployment keeps of its rollout, without the hashes of templates, which have a
+/// tenant's names in them.
+fn without_hashes(record: &str) -> String {
+    let mut record: Value = serde_json::from_str(record).expect("JSON");
+    if let Some(source) = record["source"].as_object_mut() {
+        source.retain(|key, _| !["application", "planned"].contains(&key.as_str()));
+    }
+    record.to_string()
 }
 
 fn is_time(text: &str) -> bool {

@@ -118,13 +118,29 @@ pub fn migrations(name: &str, files: &[(&str, &str)]) -> Value {
     })
 }
 
-/// The operator's metric of this name, for one DatabaseServer; 0 if nothing was counted yet.
-pub fn metric(operator: &Operator, name: &str, server: &str) -> u64 {
-    let mut stream = TcpStream::connect(("127.0.0.1", operator.port)).expect("the operator listens");
+/// The operator's metrics, line by line; none while it doesn't listen yet.
+fn metrics(operator: &Operator) -> String {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", operator.port)) else { return String::new() };
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+/// The operator's metric of this name, for one DatabaseServer; 0 if nothing was counted yet.
+pub fn metric(operator: &Operator, name: &str, server: &str) -> u64 {
     let start = format!("{name}{{server=\"{server}\"}} ");
+    let answer = metrics(operator);
     let value = answer.lines().find_map(|line| line.strip_prefix(&start));
-    value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{start}{value}")))
+    // A gauge is written with a decimal point.
+    let whole = |value: &str| value.split('.').next().and_then(|whole| whole.parse().ok());
+    value.map_or(0, |value| whole(value).unwrap_or_else(|| panic!("{start}{value}")))
+}
+
+/// How many reconciles of a kind there were, however they ended.
+pub fn reconciles(operator: &Operator, kind: &str) -> u64 {
+    let of_kind = format!("kind=\"{kind}\"");
+    let answer = metrics(operator);
+    let lines = answer.lines().filter(|line| line.starts_with("tenantry_reconciles_total{") && line.contains(&of_kind));
+    lines.map(|line| line.rsplit(' ').next().and_then(|value| value.parse::<u64>().ok()).expect("a number")).sum()
 }

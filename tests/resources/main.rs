@@ -7,6 +7,7 @@ mod chart;
 mod definitions;
 mod examples;
 mod generated;
+mod gitops;
 mod ground;
 mod in_use;
 mod installing;

@@ -18,9 +18,13 @@ use crate::{
         queue::Next,
         state::{ChildState, credentials},
     },
-    database::{Credentials, IssuedLogin, LoginState, Overlap, Password, PasswordDigest},
+    database::{Credentials, IssuedLogin, LoginState, Overlap, Password, PasswordDigest, TenantRecord},
     desired::{Kind, Object, SecretInput, naming, tenant_secret},
 };
+
+/// A rotation by age that is due within this time is waited for by its tenant itself. Longer
+/// than the time between two rounds of a server's maintenance, which wakes the tenant before.
+pub(in crate::controller) const ROTATION_SOON: Duration = Duration::from_secs(600);
 
 /// How long a namespace that is only just watched is waited for: its list takes milliseconds.
 const LISTING: Duration = Duration::from_secs(5);
@@ -55,13 +59,21 @@ pub(super) async fn publish(
     let asked = requested.filter(|value| report.rotated() != Some(value.as_str()));
     let cut = asked.as_deref().is_some_and(|value| value.starts_with(NOW));
     let suspended = case.effective.suspended;
+    provisioned.rotated = report.rotated().map(str::to_owned);
     let mut wait = None;
     let mut resumed = false;
+    // With the first credentials nothing is replaced.
+    let first = provisioned.issued.is_some();
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {
             Login::Unusable => Some(issue(place, provisioned, Overlap::Cut).await.map_err(credentials_failure)?),
-            Login::InUse { age } if !suspended && (asked.is_some() || is_old(case, age)) => {
+            // The operator ended between the Secret and the status: what was asked for is done.
+            Login::InUse { rotated, .. } if asked.is_some() && rotated == asked => {
+                resumed = true;
+                None
+            }
+            Login::InUse { age, .. } if !suspended && (asked.is_some() || is_old(case, age)) => {
                 match issue(place, provisioned, if cut { Overlap::Cut } else { Overlap::Respect }).await {
                     Ok(issued) => Some(issued),
                     // A rotation before this one is not over: this one waits for it.
@@ -80,6 +92,9 @@ pub(super) async fn publish(
         },
     };
     let renewed = fresh.is_some() || resumed;
+    if renewed && asked.is_some() {
+        provisioned.rotated.clone_from(&asked);
+    }
     match fresh {
         Some(issued) => {
             // A suspended tenant's logins are locked: there is nothing to log in with.
@@ -99,7 +114,7 @@ pub(super) async fn publish(
         closed.map_err(credentials_failure)?;
         refresh(place, provisioned).await.map_err(credentials_failure)?;
     }
-    if renewed && report.old().database.is_some() {
+    if renewed && !first {
         let text = if cut {
             "new credentials; the old login is closed"
         } else {
@@ -115,8 +130,8 @@ pub(super) async fn publish(
 
 /// What the Secret has.
 enum Login {
-    /// The login in use, issued so long ago.
-    InUse { age: Duration },
+    /// The login in use, issued so long ago, and which request to rotate it answers.
+    InUse { age: Duration, rotated: Option<String> },
     /// A fresh login, from a rotation that the operator's end interrupted.
     Resumed,
     /// None, or one that the server doesn't know or soon won't.
@@ -124,7 +139,8 @@ enum Login {
 }
 
 async fn published_login(case: &Case<'_>, place: &Place, provisioned: &mut Provisioned) -> Result<Login, Failure> {
-    let Some(ChildState::Credentials { username, digest }) = case.world.cluster.children().state(&key(case, place))
+    let Some(ChildState::Credentials { username, digest, rotated }) =
+        case.world.cluster.children().state(&key(case, place))
     else {
         return Ok(Login::Unusable);
     };
@@ -132,7 +148,7 @@ async fn published_login(case: &Case<'_>, place: &Place, provisioned: &mut Provi
     let age = jiff::Timestamp::now().duration_since(login.since);
     let age = Duration::try_from(age).unwrap_or_default();
     match login.state {
-        LoginState::Current => Ok(Login::InUse { age }),
+        LoginState::Current => Ok(Login::InUse { age, rotated }),
         // The Secret was written, and the operator ended before it could say so.
         LoginState::Pending => {
             provisioned.connected.server.login_published(&place.database, &place.id, login.slot).await?;
@@ -148,11 +164,17 @@ fn is_old(case: &Case<'_>, age: Duration) -> bool {
     !limit.is_zero() && age >= limit
 }
 
+/// When to look again for the rotation by age, if that is soon: for one that is months away the
+/// maintenance of the server keeps the time, since ten thousand alarms take memory.
 fn next_rotation(case: &Case<'_>, provisioned: &Provisioned) -> Next {
-    let limit = case.world.args.rotate_after;
-    let current = provisioned.record.logins.iter().find(|login| login.state == LoginState::Current)?;
+    rotation_due(&provisioned.record, case.world.args.rotate_after).filter(|due| *due <= ROTATION_SOON)
+}
+
+/// In how long the login in use is to be rotated by its age.
+pub(in crate::controller) fn rotation_due(record: &TenantRecord, rotate_after: Duration) -> Option<Duration> {
+    let current = record.logins.iter().find(|login| login.state == LoginState::Current)?;
     let age = Duration::try_from(jiff::Timestamp::now().duration_since(current.since)).unwrap_or_default();
-    (!limit.is_zero()).then(|| limit.saturating_sub(age).max(Duration::from_secs(1)))
+    (!rotate_after.is_zero()).then(|| rotate_after.saturating_sub(age).max(Duration::from_secs(1)))
 }
 
 async fn issue(place: &Place, provisioned: &mut Provisioned, overlap: Overlap) -> Result<IssuedLogin, Failure> {
@@ -182,7 +204,7 @@ async fn in_sync(
     report: &Report<'_>,
 ) -> Result<(), Blocked> {
     let key = key(case, place);
-    let Some(ChildState::Credentials { username, digest }) = case.world.cluster.children().state(&key) else {
+    let Some(ChildState::Credentials { username, digest, .. }) = case.world.cluster.children().state(&key) else {
         return Err(credentials_failure(Failure::waiting("SecretGone", "the Secret went; it is made anew")));
     };
     let hash = secret_hash(case, place, provisioned, &username, &digest);
@@ -248,6 +270,7 @@ fn secret_with(case: &Case<'_>, place: &Place, provisioned: &Provisioned, userna
         application: &case.effective.application,
         namespace: &place.namespace,
         hosts: &case.hosts,
+        rotated: provisioned.rotated.as_deref(),
         host: &endpoint.host,
         port: endpoint.port,
         database: &place.database,

@@ -11,8 +11,8 @@ use super::{
     status::Report,
 };
 use crate::{
-    api::{ConditionType, DeletionPolicy, Duration, Plan, Tenant, Verdict},
-    cluster::{Deleted, Key, Owner, remove_finalizer},
+    api::{ConditionType, DeletionPolicy, Duration, Plan, Tenant, Tier, Verdict},
+    cluster::{Key, Owner, remove_finalizer},
     controller::{
         bulkheads,
         conditions::Concerns,
@@ -21,9 +21,10 @@ use crate::{
         failure::{Class, Failure},
         placements::Cell,
         queue::Outcome,
+        retire::{Retired, held_message, remove, retire},
         world::World,
     },
-    database::{TenantId, TenantState},
+    database::{self, TenantId, TenantState},
     desired::{Kind, naming, route_kind},
 };
 
@@ -82,26 +83,33 @@ async fn held(tenant: &Tenant, world: &World) -> Outcome {
     Ok(None)
 }
 
-fn held_message(what: &str, finalizers: &[String]) -> String {
-    let (word, them) = if finalizers.len() == 1 { ("finalizer", "it") } else { ("finalizers", "them") };
-    format!("{what} is held by {word} {}: it goes when whoever set {them} removes {them}", finalizers.join(", "))
-}
-
-/// Something that is being deleted is held by somebody else.
-fn obstructed(what: &str, finalizers: &[String]) -> Failure {
-    Failure { class: Class::Obstructed, reason: "ForeignFinalizer", message: held_message(what, finalizers) }
-}
-
 async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> Result<(), Failure> {
-    let name = tenant.name_any();
+    let policy = policy(tenant, world).await?;
     if let Some(place) = &place {
         let connected = world.databases.get(&place.server).ok_or_else(|| unavailable(&place.server))?;
-        take_out_data(tenant, world, place, &connected).await?;
+        take_out_data(tenant, world, place, &connected, policy).await?;
         world.migrations.forget(&place.id);
     }
-    let mut keys = world.cluster.children().of_owner(&Owner::Tenant(name.clone()));
-    if let Some(place) = &place {
-        // Named as well as known: what a watch has not told yet must not stay behind.
+    let owner = Owner::Tenant(tenant.name_any());
+    match place.filter(|place| place.tier != Tier::Pooled) {
+        Some(place) => {
+            let keep = policy == DeletionPolicy::Retain;
+            if let Retired::Kept(why) = retire(world, &owner, &place.namespace, keep).await? {
+                let text = format!("namespace {} stays, since others have objects in it: {why}", place.namespace);
+                world.events.say(tenant, Note::warning("NamespaceKept", "RemoveNamespace", text));
+            }
+            Ok(())
+        }
+        None => remove(world, objects(tenant, world, &owner)).await,
+    }
+}
+
+/// The objects of a tenant of tier pooled. Named as well as known: what a watch has not told yet
+/// must not stay behind.
+fn objects(tenant: &Tenant, world: &World, owner: &Owner) -> Vec<Key> {
+    let name = tenant.name_any();
+    let mut keys = world.cluster.children().of_owner(owner);
+    if let Some(place) = place::known(tenant, world) {
         let named = |kind, name: String| Key { kind, namespace: Some(place.namespace.clone()), name };
         keys.push(named(Kind::Secret, naming::credentials_secret(&name)));
         let application = world.application(&tenant.spec.application);
@@ -113,24 +121,16 @@ async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> 
     }
     keys.sort();
     keys.dedup();
-    remove(world, keys).await
+    keys
 }
 
-/// Removes objects, all that can be; tells of the first that is held.
-async fn remove(world: &World, keys: Vec<Key>) -> Result<(), Failure> {
-    let mut held = None;
-    for key in keys {
-        match world.cluster.delete_ours(&key).await? {
-            Deleted::Gone => {}
-            Deleted::Ending => {
-                held.get_or_insert_with(|| Failure::waiting("Ending", format!("{key} is being deleted")));
-            }
-            Deleted::Held { what, finalizers } => {
-                held.get_or_insert_with(|| obstructed(&what, &finalizers));
-            }
-        }
+/// What becomes of the data: while the definition of Tenant itself goes, nobody meant to drop
+/// all customers' data.
+async fn policy(tenant: &Tenant, world: &World) -> Result<DeletionPolicy, Failure> {
+    match tenant.spec.deletion_policy.unwrap_or_default() {
+        DeletionPolicy::Delete if !definition_is_deleted(world).await? => Ok(DeletionPolicy::Delete),
+        _ => Ok(DeletionPolicy::Retain),
     }
-    held.map_or(Ok(()), Err)
 }
 
 fn unavailable(server: &str) -> Failure {
@@ -164,33 +164,54 @@ fn place_of(tenant: &Tenant, world: &World) -> Result<Option<Place>, Failure> {
     }
 }
 
-async fn take_out_data(tenant: &Tenant, world: &World, place: &Place, connected: &Connected) -> Result<(), Failure> {
-    let Some(record) = connected.record(&place.database, &place.id) else { return Ok(()) };
-    // The record may be somebody else's by now: data that was restored to another Tenant.
-    if tenant.metadata.uid.as_deref() != Some(record.uid.as_str()) {
-        return Ok(());
-    }
-    let policy = match tenant.spec.deletion_policy.unwrap_or_default() {
-        DeletionPolicy::Delete if !definition_is_deleted(world).await? => DeletionPolicy::Delete,
-        _ => DeletionPolicy::Retain,
-    };
-    match (policy, record.state) {
-        (DeletionPolicy::Retain, TenantState::Live) => {
-            let until = drop_after(tenant, world);
-            connected.server.retain(&place.database, &place.id, until).await?;
-            let text = format!("the data stays locked in database {} until {until}", place.database);
-            world.events.say(tenant, Note::normal("DataRetained", "RetainData", text));
+async fn take_out_data(
+    tenant: &Tenant,
+    world: &World,
+    place: &Place,
+    connected: &Connected,
+    policy: DeletionPolicy,
+) -> Result<(), Failure> {
+    let (database, id) = (&place.database, &place.id);
+    if let Some(record) = connected.record(database, id) {
+        // The record may be somebody else's by now: data that was restored to another Tenant.
+        if tenant.metadata.uid.as_deref() != Some(record.uid.as_str()) {
+            return Ok(());
         }
-        (DeletionPolicy::Retain, _) => {}
-        (DeletionPolicy::Delete, _) => {
-            connected.server.drop_tenant(&place.database, &place.id).await?;
-            let text = format!("the data in database {} is dropped", place.database);
-            world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
+        match (policy, record.state) {
+            (DeletionPolicy::Retain, TenantState::Live) => {
+                let until = drop_after(tenant, world);
+                connected.server.retain(database, id, until).await?;
+                let text = format!("the data stays locked in database {database} until {until}");
+                world.events.say(tenant, Note::normal("DataRetained", "RetainData", text));
+            }
+            (DeletionPolicy::Retain, _) => {}
+            (DeletionPolicy::Delete, _) => {
+                connected.server.drop_tenant(database, id).await?;
+                let text = format!("the data in database {database} is dropped");
+                world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
+            }
+        }
+        match connected.server.record(database, id).await? {
+            Some(record) => drop(connected.set_record(database, record)),
+            None => connected.forget_record(database, id),
         }
     }
-    match connected.server.record(&place.database, &place.id).await? {
-        Some(record) => drop(connected.set_record(&place.database, record)),
-        None => connected.forget_record(&place.database, &place.id),
+    if place.tier == Tier::Dedicated {
+        drop_if_empty(world, connected, database).await?;
+    }
+    Ok(())
+}
+
+/// Drops a dedicated tenant's database once no record is in it: none was made yet, or its
+/// tenant was dropped and each of its usage events was acknowledged.
+pub(in crate::controller) async fn drop_if_empty(
+    world: &World,
+    connected: &Connected,
+    database: &str,
+) -> database::Result<()> {
+    if connected.find_in(database, |_| true).is_empty() {
+        connected.server.drop_database(database, &world.facts.cluster_id).await?;
+        connected.forget_database(database);
     }
     Ok(())
 }

@@ -17,8 +17,13 @@ use std::sync::Arc;
 
 use kube::ResourceExt as _;
 
+pub(super) use self::{
+    credentials::{ROTATION_SOON, rotation_due},
+    finalize::drop_if_empty,
+    place::note as note_place,
+    recorded::Stranger,
+};
 use self::{place::Place, status::Report, tiers::Change};
-pub(super) use self::{place::note as note_place, recorded::Stranger};
 use super::{
     bulkheads,
     conditions::Concerns,
@@ -52,6 +57,7 @@ pub(super) async fn reconcile(tenant: Arc<Tenant>, world: Arc<World>) -> Outcome
     {
         doubt_server(&tenant, &world);
     }
+    world.statuses.tenants.settle(tenant.metadata.uid.as_deref().unwrap_or_default());
     outcome
 }
 

@@ -135,8 +135,11 @@ fn sources(case: &Case<'_>, place: &Place) -> BTreeMap<String, Source> {
     let planned =
         Plan { spec: PlanSpec { components: case.plan.spec.components.clone(), ..bare.spec.clone() }, ..bare.clone() };
     let shared = shared_contents(case.application, case.world);
+    // The host under the Application's domain is the Application's to change, for all at once.
+    let route = case.application.spec.route.as_ref();
+    let hosts: Vec<_> = route.map(|route| naming::tenant_host(route, case.name)).into_iter().collect();
     let deployments = |plan: &Plan| -> Vec<Object> {
-        let input = TenantObjectsInput { tenant: &tenant, plan, hosts: &[], ..input(case, place, &server, &shared) };
+        let input = TenantObjectsInput { tenant: &tenant, plan, hosts: &hosts, ..input(case, place, &server, &shared) };
         tenant_objects(&input).map(|objects| objects.deployments).unwrap_or_default()
     };
     let (of_application, of_plan) = (deployments(&bare), deployments(&planned));

@@ -15,6 +15,8 @@ pub(super) struct Provisioned {
     pub(super) record: Arc<TenantRecord>,
     /// A login that was issued just now and that no Secret has yet.
     pub(super) issued: Option<IssuedLogin>,
+    /// The value of annotation `tenantry.io/rotate` that the Secret's login answers.
+    pub(super) rotated: Option<String>,
 }
 
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
@@ -30,7 +32,7 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
     }
     // Limits first: a tenant must not be unlimited for a moment.
     limits::ensure(&connected, &place.database, case.plan).await?;
-    let settings = settings(case, &connected);
+    let settings = settings(case, &connected, record.as_deref());
     let Some(record) = record else {
         let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
         let spec = TenantSpec {
@@ -43,7 +45,7 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         };
         let (record, issued) = connected.server.create_tenant(&place.database, &spec).await?;
         let record = connected.set_record(&place.database, record);
-        return Ok(Provisioned { connected, record, issued: Some(issued) });
+        return Ok(Provisioned { connected, record, issued: Some(issued), rotated: None });
     };
     if record.state != TenantState::Live {
         return Err(Failure::permanent(
@@ -55,11 +57,11 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         ));
     }
     if record.settings == settings {
-        return Ok(Provisioned { connected, record, issued: None });
+        return Ok(Provisioned { connected, record, issued: None, rotated: None });
     }
     connected.server.apply_settings(&place.database, &place.id, &settings).await?;
     let record = connected.set_record(&place.database, TenantRecord { settings, ..TenantRecord::clone(&record) });
-    Ok(Provisioned { connected, record, issued: None })
+    Ok(Provisioned { connected, record, issued: None, rotated: None })
 }
 
 /// Sees to the database of a tenant of tier bridge or dedicated; pools see to their own.
@@ -73,10 +75,14 @@ async fn prepare(case: &Case<'_>, place: &Place, connected: &Connected) -> Resul
     limits::prepare(case.world, connected, &place.database, purpose, case.application).await
 }
 
-fn settings(case: &Case<'_>, connected: &Connected) -> TenantSettings {
+fn settings(case: &Case<'_>, connected: &Connected, record: Option<&TenantRecord>) -> TenantSettings {
     let database = &case.effective.database;
     let old = case.world.statuses.tenants.current(case.tenant, case.tenant.status.as_ref()).unwrap_or_default();
     let pinned = old.plan_revision.filter(|_| old.plan.as_deref() == Some(&case.effective.plan));
+    let known = record.map(|record| &record.settings);
+    let billing = case.tenant.spec.billing.as_ref();
+    // Periods are counted from where they began, also after the Tenant was made anew.
+    let began = known.filter(|_| billing.is_none_or(|billing| billing.start.is_none()));
     TenantSettings {
         plan: case.effective.plan.clone(),
         plan_revision: pinned.unwrap_or_else(|| revision_name(case.plan)),
@@ -85,7 +91,7 @@ fn settings(case: &Case<'_>, connected: &Connected) -> TenantSettings {
         temp_file_limit: database.temp_file_limit.filter(|_| connected.info.sets_temp_file_limit),
         statement_timeout: Some(database.statement_timeout),
         max_transaction: Some(database.max_transaction),
-        period_anchor: case.effective.anchor.start,
+        period_anchor: began.map_or(case.effective.anchor.start, |known| known.period_anchor),
         time_zone: case.effective.anchor.time_zone.clone(),
     }
 }

@@ -48,7 +48,9 @@ pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>
     let annotation = |name: &str| case.tenant.annotations().get(name);
     // Its own record comes first, whatever annotations from earlier times say.
     let own = found.iter().find(|found| found.record.uid == uid);
-    if let Some(place) = own.map(|found| found.place(case.name)) {
+    if let Some(found) = own {
+        let place = found.place(case.name);
+        report.keep_revision(&found.record.settings);
         return if place.tier == case.effective.tier { Ok(Some(place)) } else { Err(of_another_tier(&place)) };
     }
     let given = annotation(ANNOTATION_RESTORE_FROM);
@@ -132,6 +134,7 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
         return Err(of_another_tier(&place));
     }
     let restored = found.connected.server.restore(database, &found.record.id, case.name, uid).await?;
+    report.keep_revision(&restored.settings);
     found.connected.set_record(database, restored);
     let text = format!("the data that the Tenant with UID {old} left in database {database} is this Tenant's now");
     case.world.events.say(case.tenant, Note::normal("DataRestored", "RestoreData", text));

@@ -10,6 +10,7 @@ use crate::{
     },
     cluster::Result,
     controller::{conditions::now, plan::revision_name, world::World},
+    database::TenantSettings,
     desired::naming,
 };
 
@@ -55,6 +56,15 @@ impl<'a> Report<'a> {
         self.new.tier = Some(case.effective.tier);
         self.new.suspended = Some(case.effective.suspended).filter(|suspended| *suspended);
         self.new.url.clone_from(&case.effective.url);
+    }
+
+    /// The plan's revision that a tenant is pinned to by its record, where its place was lost: a
+    /// published price doesn't change because a cluster was restored. What the status says in
+    /// the meantime, while nobody has decided about the data, pins nothing.
+    pub(super) fn keep_revision(&mut self, settings: &TenantSettings) {
+        if self.new.plan.as_ref() == Some(&settings.plan) {
+            self.new.plan_revision = Some(settings.plan_revision.clone());
+        }
     }
 
     /// The place, which is written before anything is made there.

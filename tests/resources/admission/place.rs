@@ -141,6 +141,7 @@ pub fn labels() -> Value {
 }
 
 /// A pod's spec that Pod Security `restricted` admits.
+#[expect(clippy::needless_pass_by_value, reason = "it is called with json!")]
 pub fn pod_spec(more: Value) -> Value {
     let mut spec = json!({
         "automountServiceAccountToken": false,

@@ -1,0 +1,270 @@
+//! Tenants with a namespace of their own that are deleted: what goes, what stays, and what is
+//! in the way.
+
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, DynamicObject, ListParams},
+    discovery::{Discovery, Scope, verbs::LIST},
+};
+use serde_json::{Value, json};
+use tenantry::api::Tenant;
+
+use super::{
+    bridge::bridge,
+    dedicated::dedicated,
+    ground::{apply, create, credentials, delete_tenant, eventually, merge, ready_tenant, shared, tenant},
+    steps::{healed, stalled},
+    verbs::{application, await_condition, delete, id, log_in, named, of, ours, patch, place, read, rows, superuser},
+};
+
+/// Puts a row into a tenant's own table.
+async fn add_user(client: &Client, tenant: &Tenant, email: &str) {
+    let session = log_in(&credentials(client, tenant).await).await.expect("the tenant logs in");
+    session.execute("INSERT INTO users (email, name) VALUES ($1, 'A User')", &[&email]).await.expect("a row");
+}
+
+async fn users(client: &Client, tenant: &Tenant) -> Vec<String> {
+    let session = log_in(&credentials(client, tenant).await).await.expect("the tenant logs in");
+    rows(&session, "SELECT email FROM users ORDER BY 1").await
+}
+
+/// Every object of every kind that the cluster serves, in one namespace or with one label.
+pub async fn objects(client: &Client, namespace: Option<&str>, selector: &str) -> Vec<String> {
+    let discovery = Discovery::new(client.clone()).run().await.expect("the kinds that are served");
+    let mut found = Vec::new();
+    for group in discovery.groups() {
+        for (resource, capabilities) in group.recommended_resources() {
+            let fits = namespace.is_none() || capabilities.scope == Scope::Namespaced;
+            if !capabilities.supports_operation(LIST) || !fits {
+                continue;
+            }
+            let api: Api<DynamicObject> = match namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            let list = api.list(&ListParams::default().labels(selector)).await.unwrap_or_else(|error| {
+                panic!("{}: {error}", resource.kind);
+            });
+            found.extend(list.items.into_iter().map(|object| format!("{} {}", resource.kind, object.name_any())));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Without what the cluster itself puts into each namespace, or says of what happened there.
+fn of_people(objects: Vec<String>) -> Vec<String> {
+    let own = ["ConfigMap kube-root-ca.crt", "ServiceAccount default"];
+    objects.into_iter().filter(|object| !own.contains(&object.as_str()) && !object.starts_with("Event ")).collect()
+}
+
+fn claim(namespace: &str, name: &str) -> Value {
+    let mut claim = named("v1", "PersistentVolumeClaim", Some(namespace), name);
+    claim["spec"] = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    claim
+}
+
+async fn await_no_namespace(client: &Client, name: &str) {
+    let namespace = named("v1", "Namespace", None, name);
+    let gone = eventually(async || read(client, &namespace).await.is_none().then_some(())).await;
+    assert!(gone.is_some(), "namespace {name} does not go: {:#?}", read(client, &namespace).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retained_bridge_and_dedicated_tenants_are_taken_back_with_their_rows() {
+    let (ground, client) = shared().await;
+    application(&client, "moving", json!({})).await;
+    for (name, spec) in [("mover-b", bridge("moving", json!({}))), ("mover-d", dedicated("moving", json!({})))] {
+        let first = ready_tenant(&client, name, spec.clone()).await;
+        add_user(&client, &first, "one@mover.example").await;
+        let old = credentials(&client, &first).await;
+        let session = log_in(&old).await.expect("a session");
+        let (database, namespace) = place(&first);
+        delete_tenant(&client, name).await;
+        // Nothing is left but the data, locked, before the Tenant is gone.
+        assert!(session.query("SELECT 1", &[]).await.is_err() && log_in(&old).await.is_err(), "{name} is locked out");
+        assert_eq!(read(&client, &named("v1", "Namespace", None, &namespace)).await, None, "its namespace is gone");
+        assert_eq!(objects(&client, None, &format!("tenantry.io/tenant={name}")).await, [""; 0]);
+        let admin = superuser(ground, &database).await;
+        assert_eq!(rows(&admin, &format!("SELECT email FROM d_{}.users", id(&first))).await, ["one@mover.example"]);
+
+        apply(&client, &tenant(name, spec)).await.expect("a Tenant");
+        let uid = first.uid().expect("a UID");
+        stalled(&client, name, "DataOfAnotherTenant", &[&uid]).await;
+        assert_eq!(read(&client, &named("v1", "Namespace", None, &namespace)).await, None, "nothing is made meanwhile");
+        let asked = json!({"metadata": {"annotations": {"tenantry.io/restore-from": uid}}});
+        patch(&client, &ours("Tenant", name), &asked).await;
+        let second = healed(&client, name).await;
+        assert_eq!((id(&second), place(&second)), (id(&first), (database, namespace)));
+        assert_eq!(users(&client, &second).await, ["one@mover.example"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delete_leaves_neither_schema_nor_database_and_neighbours_work_on() {
+    let (ground, client) = shared().await;
+    application(&client, "ending", json!({})).await;
+    let policy = |spec: Value| {
+        let mut spec = spec;
+        merge(&mut spec, json!({"spec": {"deletionPolicy": "Delete"}}));
+        spec
+    };
+    let shares = ready_tenant(&client, "ender-b", policy(bridge("ending", json!({})))).await;
+    let neighbour = ready_tenant(&client, "ender-n", bridge("ending", json!({}))).await;
+    let alone = ready_tenant(&client, "ender-d", policy(dedicated("ending", json!({})))).await;
+    for tenant in [&shares, &neighbour, &alone] {
+        add_user(&client, tenant, "one@ender.example").await;
+    }
+    let admin = superuser(ground, &place(&neighbour).0).await;
+    // Somebody's own data in the namespace was to go as well: nothing of it is left.
+    create(&client, &claim(&place(&shares).1, "cache")).await;
+    for tenant in [&shares, &alone] {
+        delete_tenant(&client, &tenant.name_any()).await;
+        await_no_namespace(&client, &place(tenant).1).await;
+        let left = format!(
+            "SELECT 'role ' || rolname FROM pg_roles WHERE rolname ~ '{id}' OR rolname ~ '{database}_tenants'
+             UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname ~ '{id}'
+             UNION ALL SELECT 'record of ' || name FROM tenantry.tenant WHERE id = '{id}'",
+            id = id(tenant),
+            database = if place(tenant).0 == place(&neighbour).0 { "none".to_owned() } else { place(tenant).0 },
+        );
+        assert_eq!(rows(&admin, &left).await, [""; 0]);
+    }
+    let databases = format!("SELECT datname::text FROM pg_database WHERE datname = '{}'", place(&alone).0);
+    assert_eq!(rows(&admin, &databases).await, [""; 0], "its database is dropped");
+    assert_eq!(users(&client, &neighbour).await, ["one@ender.example"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_and_what_others_made_survive_retain_and_nothing_of_ours_stays_beside_them() {
+    let (_, client) = shared().await;
+    application(&client, "keeping", json!({})).await;
+    let first = ready_tenant(&client, "hoarder", bridge("keeping", json!({}))).await;
+    add_user(&client, &first, "one@hoarder.example").await;
+    let namespace = place(&first).1;
+    let claim = claim(&namespace, "archive");
+    create(&client, &claim).await;
+    let mut notes = named("v1", "ConfigMap", Some(&namespace), "notes");
+    notes["data"] = json!({"a": "b"});
+    create(&client, &notes).await;
+    let before = [read(&client, &claim).await, read(&client, &notes).await];
+
+    delete_tenant(&client, "hoarder").await;
+    let kept = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("the namespace stays");
+    let why = &kept["metadata"]["annotations"]["tenantry.io/kept-for"];
+    assert_eq!(*why, json!("PersistentVolumeClaim archive, ConfigMap notes"));
+    let uid = |object: &Option<Value>| object.as_ref().map(|object| object["metadata"]["uid"].clone());
+    let after = [read(&client, &claim).await, read(&client, &notes).await];
+    assert_eq!(after.each_ref().map(uid), before.each_ref().map(uid), "what others made was not touched");
+    // The pods end a moment after their Deployments.
+    let mut left = Vec::new();
+    let cleared = eventually(async || {
+        left = of_people(objects(&client, Some(&namespace), "").await);
+        (left == ["ConfigMap notes", "PersistentVolumeClaim archive"]).then_some(())
+    })
+    .await;
+    assert!(cleared.is_some(), "more than that is left: {left:#?}");
+
+    // It comes back to the same namespace.
+    apply(&client, &tenant("hoarder", bridge("keeping", json!({})))).await.expect("a Tenant");
+    stalled(&client, "hoarder", "DataOfAnotherTenant", &[]).await;
+    let asked = json!({"metadata": {"annotations": {"tenantry.io/restore-from": first.uid()}}});
+    patch(&client, &ours("Tenant", "hoarder"), &asked).await;
+    let second = healed(&client, "hoarder").await;
+    assert_eq!(users(&client, &second).await, ["one@hoarder.example"]);
+    assert_eq!(
+        [read(&client, &claim).await, read(&client, &notes).await].each_ref().map(uid),
+        before.each_ref().map(uid)
+    );
+    let used = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("a namespace");
+    assert_eq!(used["metadata"]["annotations"]["tenantry.io/kept-for"], Value::Null, "it is in use again");
+
+    // Without them, it goes.
+    delete(&client, &claim).await;
+    delete(&client, &notes).await;
+    delete_tenant(&client, "hoarder").await;
+    await_no_namespace(&client, &namespace).await;
+}
+
+const HOLD: &str = "example.com/hold";
+
+async fn hold(client: &Client, object: &Value) {
+    let mut finalizers = read(client, object).await.expect("an object")["metadata"]["finalizers"].clone();
+    match finalizers.as_array_mut() {
+        Some(all) => all.push(HOLD.into()),
+        None => finalizers = json!([HOLD]),
+    }
+    patch(client, object, &json!({"metadata": {"finalizers": finalizers}})).await;
+}
+
+async fn let_go(client: &Client, object: &Value) {
+    let held = read(client, object).await.unwrap_or_else(|| panic!("the finalizer of {object} was removed"));
+    let mut finalizers = held["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    assert!(finalizers.contains(&HOLD.into()), "it was removed: {finalizers:?}");
+    finalizers.retain(|finalizer| *finalizer != HOLD);
+    patch(client, object, &json!({"metadata": {"finalizers": finalizers}})).await;
+}
+
+async fn await_gone(client: &Client, object: &Value) {
+    let gone = eventually(async || read(client, object).await.is_none().then_some(())).await;
+    assert!(gone.is_some(), "{object} does not go: {:#?}", read(client, object).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finalizers_of_others_are_named_and_left() {
+    let (_, client) = shared().await;
+    application(&client, "holding", json!({})).await;
+    let (pooled, own) = tokio::join!(
+        ready_tenant(&client, "held-p", of("holding", json!({}))),
+        ready_tenant(&client, "held-b", bridge("holding", json!({}))),
+    );
+    let route = named("gateway.networking.k8s.io/v1", "HTTPRoute", Some(&place(&pooled).1), "held-p");
+    // In a namespace of a tenant's own, only what ends with the namespace can be in the way.
+    let mut map = named("v1", "ConfigMap", Some(&place(&own).1), "somebodys");
+    map["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "tenantry"});
+    create(&client, &map).await;
+    let objects = [ours("Tenant", "held-p"), ours("Tenant", "held-b")];
+    for object in [&objects[0], &objects[1], &route, &map] {
+        hold(&client, object).await;
+    }
+    let tenants = Api::<Tenant>::all(client.clone());
+    for name in ["held-p", "held-b"] {
+        tenants.delete(name, &DeleteParams::default()).await.expect("a deletion");
+    }
+    let says = await_condition(&client, &objects[0], "Ready", "False", HOLD).await;
+    assert!(says.contains(&format!("HTTPRoute {}/held-p is held by finalizer", place(&pooled).1)), "{says}");
+    await_condition(&client, &objects[0], "Stalled", "True", HOLD).await;
+    let says = await_condition(&client, &objects[1], "Ready", "False", HOLD).await;
+    assert!(says.contains(&place(&own).1) && says.contains("can't end"), "{says}");
+    let_go(&client, &route).await;
+    let_go(&client, &map).await;
+    // Then nothing of ours is left, and the Tenants themselves say who holds them.
+    for object in &objects {
+        let says = await_condition(&client, object, "Ready", "False", "the Tenant is held by").await;
+        assert!(says.contains(HOLD), "{says}");
+        let left = read(&client, object).await.expect("a Tenant");
+        assert_eq!(left["metadata"]["finalizers"], json!([HOLD]), "ours is gone");
+        assert_eq!(left["status"]["database"], Value::Null, "it is nowhere any more");
+    }
+    await_no_namespace(&client, &place(&own).1).await;
+    for object in &objects {
+        let_go(&client, object).await;
+        await_gone(&client, object).await;
+    }
+}
+
+#[tokio::test]
+async fn an_object_of_somebody_else_stays_when_the_tenant_of_its_name_goes() {
+    let (_, client) = shared().await;
+    application(&client, "lending", json!({"migrations": null})).await;
+    let neighbour = ready_tenant(&client, "lender-a", of("lending", json!({}))).await;
+    let mut foreign = named("v1", "Secret", Some(&place(&neighbour).1), "lender-b-database");
+    foreign["stringData"] = json!({"mine": "mine"});
+    create(&client, &foreign).await;
+    apply(&client, &tenant("lender-b", of("lending", json!({})))).await.expect("a Tenant");
+    await_condition(&client, &ours("Tenant", "lender-b"), "CredentialsReady", "False", "lender-b-database").await;
+    delete_tenant(&client, "lender-b").await;
+    let left = read(&client, &foreign).await.expect("it is nobody's but its owner's");
+    assert_eq!(left["metadata"]["deletionTimestamp"], Value::Null);
+}
