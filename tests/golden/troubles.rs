@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use tenantry::desired::trouble::{Trouble, trouble};
 
 /// A pod of a ReplicaSet, made at this second, with this status.
+#[expect(clippy::needless_pass_by_value, reason = "a literal reads better than a reference to one")]
 fn pod(template: &str, second: u32, status: Value) -> Value {
     json!({
         "metadata": {
@@ -31,6 +32,7 @@ fn one(status: Value) -> Option<(&'static str, String)> {
     trouble(&[pod("a", 1, status)]).map(|Trouble { reason, message }| (reason, message))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "a literal reads better than a reference to one")]
 fn says(status: Value, reason: &str, message: &str) {
     let (found, text) = one(status.clone()).unwrap_or_else(|| panic!("{status} says nothing"));
     assert_eq!((found, text.as_str()), (reason, message));
@@ -58,6 +60,7 @@ fn an_image_that_can_not_be_pulled_reads_the_same_in_both_states_of_the_kubelet(
 }
 
 /// A container that ended, in one of the states that it goes through.
+#[expect(clippy::needless_pass_by_value, reason = "a literal reads better than a reference to one")]
 fn ended(state: Value, message: Option<&str>) -> Value {
     let mut last = json!({"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-11-22T10:00:09Z"});
     if let Some(message) = message {
