@@ -32,7 +32,7 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     create_all(&ground.client, tenants(tier, "warm", WARM_UP)).await?;
     watch.await_holding(&format!("warm{tier}"), WARM_UP).await?;
     settle(ground, Duration::from_secs(3)).await?;
-    let recipe = recorder.recipe(ground, &operator, &log, &watch, tier).await?;
+    let recipe = recorder.recipe(ground, &log, &watch, tier).await?;
     operator.stop()?;
     drop(recorder);
     describe(&recipe);

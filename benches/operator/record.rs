@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,7 +24,8 @@ use tenantry::api::Tenant;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
-    ground::{Ground, NAMESPACE, Operator},
+    ground::{Ground, NAMESPACE},
+    onboarding::settle,
     statements::{Statement, StatementLog},
     tenants::{Watch, create, tenant},
 };
@@ -118,7 +120,6 @@ impl Recorder {
     pub async fn recipe(
         &self,
         ground: &Ground,
-        _operator: &Operator,
         log: &StatementLog,
         watch: &Watch,
         tier: &'static str,
@@ -129,6 +130,8 @@ impl Recorder {
         let mark = log.mark()?;
         let uid = create(&ground.client, &tenant(&name, "crm", tier)).await?;
         watch.await_holding(&name, 1).await?;
+        // Kubernetes Events follow when the tenant is Ready already.
+        settle(ground, Duration::from_secs(3)).await?;
         let statements = log.since(mark).await?;
         log.switch(false).await?;
         let calls = std::mem::take(&mut *self.calls());
