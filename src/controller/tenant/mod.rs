@@ -151,7 +151,7 @@ async fn serve(case: &Case<'_>, place: &Place, concerns: &mut Concerns, report: 
         Some(pool) => pooled::serve(case, place, pool, concerns, report).await,
         None => own::serve(case, place, concerns, report).await,
     };
-    let Some(next) = next else { return None };
+    let next = next?;
     match routing::route(case, place).await {
         Ok((reason, message)) => concerns.holds(ConditionType::RouteReady, reason, message),
         Err(failure) => concerns.fails(ConditionType::RouteReady, failure),
