@@ -30,8 +30,8 @@ pub async fn assert_isolated(client: &kube::Client, one: &Tenant, other: &Tenant
     let mut elsewhere = credentials(client, one).await;
     elsewhere.insert("database".into(), place(other).0);
     if place(one).0 != place(other).0 {
-        let refused = log_in(&elsewhere).await.err().expect("the other one's database is closed");
-        assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{refused}");
+        let refused = log_in(&elsewhere).await.expect_err("the other one's database is closed");
+        assert_eq!(refused.code().map(tokio_postgres::error::SqlState::code), Some("42501"), "{refused}");
     }
 }
 
