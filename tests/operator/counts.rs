@@ -54,8 +54,8 @@ async fn everything(client: &Client) -> BTreeSet<String> {
     found
 }
 
-fn statements(operator: &Operator) -> u64 {
-    metric(operator, "tenantry_database_statements_total", "counted")
+fn statements_on(operator: &Operator, server: &str) -> u64 {
+    metric(operator, "tenantry_database_statements_total", server)
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
     for number in 1..=5 {
         let name = format!("cost-{number}");
         let mark = ground.cluster.audit().mark().expect("a mark");
-        let sent = statements(operator);
+        let sent = statements_on(operator, "counted");
         ready_tenant(&client, &name, of("counted", json!({}))).await;
         // The API server notes a call after it has answered; the last one is a status.
         let wanted: BTreeMap<String, u64> = CALLS.iter().map(|(call, count)| ((*call).to_owned(), *count)).collect();
@@ -77,7 +77,7 @@ async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
             eventually(async || Some(calls(ground, mark, &name)).filter(|calls| calls["total"] >= wanted["total"]));
         let calls = noted.await.unwrap_or_else(|| calls(ground, mark, &name));
         assert_eq!(calls, wanted, "{name}");
-        costs.push(statements(operator) - sent);
+        costs.push(statements_on(operator, "counted") - sent);
     }
     println!("API calls per pooled tenant: {CALLS:?}; SQL statements: {costs:?}");
     // One more where the session of the migrations takes its time to end.
@@ -165,7 +165,7 @@ const OWN_CALLS: [(&str, u64); 17] = [
 
 /// The SQL of a tenant with a schema in a database that is there, and of one whose database is
 /// made for it.
-const OWN_STATEMENTS: [(&str, u64); 2] = [("bridge", 81), ("dedicated", 114)];
+const OWN_STATEMENTS: [(&str, u64); 2] = [("bridge", 85), ("dedicated", 124)];
 
 /// The operator's calls that did something and that concern a tenant with a namespace of its
 /// own. (Rights in a new namespace arrive a moment later; a write that comes before them is
@@ -198,12 +198,12 @@ async fn a_tenant_with_a_namespace_of_its_own_costs_one_write_for_each_object() 
     application(&client, "own-counted", more).await;
     plan(&client, "own-counted", json!({"allowedTiers": ["pooled", "bridge", "dedicated"]})).await;
     for (tier, statements) in OWN_STATEMENTS {
-        let mut costs = Vec::new();
+        let (mut costs, mut all_calls) = (Vec::new(), Vec::new());
         // The first one of tier bridge finds no database yet.
         for number in 0..=3 {
             let name = format!("{tier}-cost-{number}");
             let mark = ground.cluster.audit().mark().expect("a mark");
-            let sent = metric(operator, "tenantry_database_statements", "own-counted");
+            let sent = statements_on(operator, "own-counted");
             let spec = json!({"spec": {"tier": tier, "plan": "own-counted"}});
             ready_tenant(&client, &name, of("own-counted", spec)).await;
             let mut wanted: BTreeMap<String, u64> =
@@ -213,19 +213,22 @@ async fn a_tenant_with_a_namespace_of_its_own_costs_one_write_for_each_object() 
             let statuses = |calls: &BTreeMap<String, u64>| calls.get("patch tenants/status").copied().unwrap_or(0);
             let noted = eventually(async || {
                 let calls = own_calls(ground, mark, &name);
-                (statuses(&calls) >= 2 && calls.len() == wanted.len()).then_some(calls)
+                (statuses(&calls) >= 2 && calls.len() >= wanted.len()).then_some(calls)
             });
             let calls = noted.await.unwrap_or_else(|| own_calls(ground, mark, &name));
-            let cost = metric(operator, "tenantry_database_statements", "own-counted") - sent;
+            let cost = statements_on(operator, "own-counted") - sent;
             println!("{name}: {} calls, {cost} statements", calls.values().sum::<u64>());
             assert!((2..=6).contains(&statuses(&calls)), "{name}: {calls:#?}");
             wanted.insert("patch tenants/status".into(), statuses(&calls));
-            assert_eq!(calls, wanted, "{name}");
-            if number > 0 {
-                costs.push(cost);
-            }
+            costs.push(cost);
+            all_calls.push((calls, wanted));
         }
-        // A step that another test on this server stood in the way of is tried again, and counts twice.
+        // A step that another test on this machine stood in the way of is tried again, and counts twice.
+        assert!(all_calls.iter().any(|(calls, wanted)| calls == wanted), "{tier}: {all_calls:#?}");
+        for (calls, wanted) in &all_calls {
+            let more = calls.values().sum::<u64>().saturating_sub(wanted.values().sum());
+            assert!(more <= 2, "{tier}: {more} calls more than {wanted:#?}: {calls:#?}");
+        }
         let least = costs.iter().min().copied().unwrap_or_default();
         assert!((statements..=statements + 1).contains(&least), "{tier}: {costs:?} statements, not {statements}");
     }
