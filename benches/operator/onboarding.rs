@@ -103,12 +103,8 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
 }
 
 fn describe(recipe: &Recipe) {
-    println!(
-        "  recorded of one {} tenant: {} API writes, {} SQL statements",
-        recipe.tier,
-        recipe.calls(),
-        recipe.statements()
-    );
+    let (tier, calls, messages) = (recipe.tier, recipe.calls(), recipe.messages());
+    println!("  recorded of one {tier} tenant: {calls} API writes, {messages} messages of SQL");
 }
 
 fn writes_listed(calls: &std::collections::BTreeMap<String, usize>) -> String {

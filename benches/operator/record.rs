@@ -66,12 +66,9 @@ impl Recipe {
         self.steps.iter().filter(|step| matches!(step, Step::Call(_))).count()
     }
 
-    pub fn statements(&self) -> usize {
-        let texts = self.steps.iter().filter_map(|step| match step {
-            Step::Statement(statement) => Some(statement.text.as_str()),
-            Step::Call(_) => None,
-        });
-        texts.map(crate::statements::count).sum()
+    /// How many messages went to PostgreSQL; a script of many statements is one.
+    pub fn messages(&self) -> usize {
+        self.steps.len() - self.calls()
     }
 }
 
