@@ -135,7 +135,7 @@ mod tests {
         assert!(text.lines().all(|line| line.width() <= 30), "{text}");
         assert_eq!(
             table().text(Some(3)).lines().nth(1),
-            Some("acme   everything is as i…"),
+            Some("acme   everything is as it…"),
             "some of it is always there"
         );
     }
