@@ -94,9 +94,11 @@ async fn a_change_of_tier_is_refused_where_there_is_data() {
     let (_, client) = shared().await;
     application(&client, "movers", json!({})).await;
     plan(&client, "any-tier", json!({"allowedTiers": ["pooled", "bridge", "dedicated"]})).await;
-    for (name, had, wanted) in
-        [("mover-a", "bridge", "dedicated"), ("mover-b", "pooled", "bridge"), ("mover-c", "dedicated", "pooled")]
-    {
+    for (name, had, wanted) in [
+        ("upgrader-a", "bridge", "dedicated"),
+        ("upgrader-b", "pooled", "bridge"),
+        ("upgrader-c", "dedicated", "pooled"),
+    ] {
         let spec = of("movers", json!({"spec": {"plan": "any-tier", "tier": had}}));
         let ready = ready_tenant(&client, name, spec).await;
         let running = Running::of(&client, &ready).await;

@@ -97,7 +97,7 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
     let (first, second) = ("registry.example.com/crm:1.0.0", "registry.example.com/crm:1.1.0");
     let with = |image: &str| json!({"components": [component(image)], "migrations": null});
     application(&client, "troubled", with(first)).await;
-    apply(&client, &tenant("patient", of("troubled", json!({})))).await.expect("a Tenant");
+    apply(&client, &tenant("ailing", of("troubled", json!({})))).await.expect("a Tenant");
     let (pool, namespace) = (ours("Pool", "troubled-1"), "pool-troubled-1");
 
     // A pool that doesn't come up.
@@ -107,7 +107,7 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
     assert_eq!(message, text);
     assert_eq!(reason(&client, &pool, "Available").await, "ImagePullBackOff");
     // Its tenants hear it.
-    await_condition(&client, &ours("Tenant", "patient"), "WorkloadReady", "False", &text).await;
+    await_condition(&client, &ours("Tenant", "ailing"), "WorkloadReady", "False", &text).await;
     kubelet_says(
         &client,
         namespace,
@@ -123,7 +123,7 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
     kubelet_says(&client, namespace, first, running()).await;
     await_condition(&client, &pool, "Ready", "True", "").await;
     await_condition(&client, &pool, "RolledOut", "True", "").await;
-    await_tenant(&client, "patient", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+    await_tenant(&client, "ailing", "Ready", |tenant| is(tenant, "Ready", "True")).await;
 
     // A rollout that doesn't get on, while the old pod serves.
     application(&client, "troubled", with(second)).await;
@@ -133,7 +133,7 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
     assert_eq!(reason(&client, &pool, "RolledOut").await, "ImagePullBackOff");
     await_condition(&client, &pool, "Ready", "True", "").await;
     await_condition(&client, &ours("Application", "troubled"), "RolledOut", "False", "Pool troubled-1").await;
-    await_tenant(&client, "patient", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+    await_tenant(&client, "ailing", "Ready", |tenant| is(tenant, "Ready", "True")).await;
     kubelet_says(&client, namespace, second, running()).await;
     await_condition(&client, &pool, "RolledOut", "True", "").await;
     await_condition(&client, &ours("Application", "troubled"), "Ready", "True", "").await;
