@@ -64,6 +64,14 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
         }
     }
 
+    /// A reconcile of an object begins, and will take it from the watch's store: what is known
+    /// here is kept until it settles, since the object that it holds may be older.
+    pub fn begin(&self, uid: &str) {
+        if let Some(written) = self.lock().get_mut(uid) {
+            written.seen.get_or_insert(0);
+        }
+    }
+
     /// Takes in what the watch has brought.
     pub fn saw<K: Resource>(&self, object: &K) {
         let uid = object.meta().uid.as_deref().unwrap_or_default();

@@ -119,12 +119,12 @@ async fn a_change_of_tier_is_refused_where_there_is_data() {
 #[tokio::test]
 async fn a_tier_can_be_changed_as_long_as_there_is_no_data() {
     let (ground, client) = shared().await;
-    ground.server(&client, "no-room", json!({"capacity": {"databases": 1, "schemasPerDatabase": 1}})).await;
-    let bridge_to = json!({"database": {"bridge": {"servers": ["no-room"]}}});
+    // Nobody listens there: nothing is placed on it.
+    ground.server(&client, "not-there", json!({"admin": {"host": "127.0.0.1", "port": 1}})).await;
+    let bridge_to = json!({"database": {"bridge": {"servers": ["not-there"]}}});
     application(&client, "undecided", bridge_to).await;
     plan(&client, "any-tier-2", json!({"allowedTiers": ["pooled", "bridge", "dedicated"]})).await;
     let at = |tier: &str| of("undecided", json!({"spec": {"plan": "any-tier-2", "tier": tier}}));
-    ready_tenant(&client, "decided", at("bridge")).await;
     // Never placed.
     apply(&client, &tenant("nowhere", at("bridge"))).await.expect("a Tenant");
     await_tenant(&client, "nowhere", "waiting", |tenant| is(tenant, "Placed", "False")).await;
@@ -156,29 +156,29 @@ async fn a_suspended_tenant_runs_no_pod_and_comes_back_as_it_was() {
     application(&client, "sleepers", json!({"components": [front, worker]})).await;
     plan(&client, "sleepers", json!({"allowedTiers": ["pooled", "dedicated"], "quota": null, "limitRange": null}))
         .await;
-    let ready = ready_tenant(&client, "sleeper", dedicated("sleepers", json!({"spec": {"plan": "sleepers"}}))).await;
+    let ready = ready_tenant(&client, "dozer", dedicated("sleepers", json!({"spec": {"plan": "sleepers"}}))).await;
     let namespace = place(&ready).1;
-    let (front, worker) = (deployment("sleeper", "web"), deployment("sleeper", "worker"));
+    let (front, worker) = (deployment("dozer", "web"), deployment("dozer", "worker"));
     settled(&client, &front, 3).await;
     let login = credentials(&client, &ready).await;
 
-    patch(&client, &ours("Tenant", "sleeper"), &json!({"spec": {"suspended": true}})).await;
-    await_condition(&client, &ours("Tenant", "sleeper"), "Ready", "False", "no pod runs").await;
+    patch(&client, &ours("Tenant", "dozer"), &json!({"spec": {"suspended": true}})).await;
+    await_condition(&client, &ours("Tenant", "dozer"), "Ready", "False", "no pod runs").await;
     settled(&client, &front, 0).await;
     settled(&client, &worker, 0).await;
-    let asleep = await_tenant(&client, "sleeper", "suspended", |tenant| is(tenant, "WorkloadReady", "False")).await;
+    let asleep = await_tenant(&client, "dozer", "suspended", |tenant| is(tenant, "WorkloadReady", "False")).await;
     let conditions = &asleep.status.as_ref().expect("a status").conditions;
     for absent in ["Stalled", "Reconciling"] {
         assert!(condition(conditions, absent).is_none(), "{conditions:#?}");
     }
     let gone = eventually(async || pods(&client, &namespace).await.is_empty().then_some(())).await;
     assert!(gone.is_some(), "pods stay");
-    let route = named("gateway.networking.k8s.io/v1", "HTTPRoute", Some(&namespace), "sleeper");
+    let route = named("gateway.networking.k8s.io/v1", "HTTPRoute", Some(&namespace), "dozer");
     assert!(read(&client, &route).await.is_none(), "the route stays");
     assert!(log_in(&login).await.is_err(), "the login works");
 
-    patch(&client, &ours("Tenant", "sleeper"), &json!({"spec": {"suspended": false}})).await;
-    healed(&client, "sleeper").await;
+    patch(&client, &ours("Tenant", "dozer"), &json!({"spec": {"suspended": false}})).await;
+    healed(&client, "dozer").await;
     settled(&client, &front, 3).await;
     let awake = eventually(async || {
         let replicas = read(&client, &worker).await?["spec"]["replicas"].as_i64()?;

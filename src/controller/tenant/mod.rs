@@ -15,7 +15,7 @@ mod tiers;
 
 use std::sync::Arc;
 
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 
 pub(super) use self::{
     credentials::{ROTATION_SOON, rotation_due},
@@ -50,6 +50,14 @@ pub(super) struct Case<'a> {
 }
 
 pub(super) async fn reconcile(tenant: Arc<Tenant>, world: Arc<World>) -> Outcome {
+    // The store may have got a newer one since this one was taken from it.
+    world.statuses.tenants.begin(tenant.metadata.uid.as_deref().unwrap_or_default());
+    let tenant = world
+        .stores
+        .tenants
+        .get(&ObjectRef::from_obj(&*tenant))
+        .filter(|newer| newer.metadata.uid == tenant.metadata.uid)
+        .unwrap_or(tenant);
     let outcome = look_at(&tenant, &world).await;
     if let Err(failure) = &outcome
         && failure.class == Class::Transient
