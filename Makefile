@@ -19,6 +19,8 @@ demo: rust ## Start a cluster, the operator and a CRM for ten customers; stay un
 	$(CARGO) build --workspace --bins
 	@exec $(BIN)/devcluster demo $(ARGS)
 
+# Most tests wait for a cluster most of the time: more of them at a time than there are cores.
+test: export RUST_TEST_THREADS ?= 4
 test: lint ground ## Check everything, on a real control plane and a real PostgreSQL
 	$(CARGO) test --workspace
 

@@ -7,6 +7,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -168,7 +172,12 @@ impl Ground {
             .stderr(log);
         let started = Instant::now();
         let child = command.spawn().context("start the operator")?;
-        Ok(Operator { child, port, started })
+        let wanted = Arc::new(AtomicBool::new(true));
+        std::thread::spawn({
+            let (wanted, pid) = (Arc::clone(&wanted), child.id());
+            move || mind(pid, &wanted)
+        });
+        Ok(Operator { child, port, started, wanted })
     }
 }
 
@@ -178,11 +187,29 @@ pub struct Operator {
     port: u16,
     /// When its process was started.
     pub started: Instant,
+    /// Whether it is to run on.
+    wanted: Arc<AtomicBool>,
+}
+
+/// Ends the bench when the operator ends by itself: all figures would wait for it in vain.
+fn mind(pid: u32, wanted: &AtomicBool) {
+    let runs = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    while wanted.load(Ordering::SeqCst) {
+        if !runs() && wanted.load(Ordering::SeqCst) {
+            eprintln!("the operator ended by itself; its log is among those of the control plane");
+            std::process::exit(1);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 impl Operator {
     /// Asks it to end, and waits until it has.
     pub fn stop(mut self) -> Result<()> {
+        self.wanted.store(false, Ordering::SeqCst);
         run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
         let end = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
@@ -235,6 +262,7 @@ impl Operator {
 
 impl Drop for Operator {
     fn drop(&mut self) {
+        self.wanted.store(false, Ordering::SeqCst);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -7,10 +7,12 @@ use kube::ResourceExt as _;
 use super::{
     bulkheads,
     conditions::{Concerns, now},
+    events::Note,
     failure::{Class, Failure},
-    limits, namespaces,
+    limits,
     objects::{Namespaced, shared_contents},
     queue::Outcome,
+    retire::{Retired, retire},
     workload::{self, Standing},
     world::World,
 };
@@ -240,11 +242,9 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
         Some(_) | None => {}
     }
     let namespace = naming::pool_namespace(&name);
-    let key = Key { kind: Kind::Namespace, namespace: None, name: namespace.clone() };
-    let children = world.cluster.children().of_owner(&Owner::Pool(name));
-    namespaces::unwatch(world, &namespace);
-    if children.contains(&key) {
-        world.cluster.delete(&key).await?;
+    if let Retired::Kept(why) = retire(world, &Owner::Pool(name), &namespace, true).await? {
+        let text = format!("namespace {namespace} stays, since others have objects in it: {why}");
+        world.events.say(pool, Note::warning("NamespaceKept", "RemoveNamespace", text));
     }
     Ok(())
 }

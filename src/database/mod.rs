@@ -6,6 +6,7 @@
 //! each database say whose a tenant is: nothing that another owner made is adopted or dropped.
 
 mod breaker;
+mod connection;
 mod error;
 mod identity;
 mod logins;

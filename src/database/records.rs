@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 
 use super::error::{Error, Result};
 use super::identity::{PasswordDigest, Slot, TenantId};
-use super::pool::Connection;
+use super::connection::Connection;
 use super::server::Server;
 use super::types::{AppliedMigration, LoginRecord, LoginState, TenantRecord, TenantSettings, TenantState};
 

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::error::{Error, Result};
 use super::identity::TenantId;
 use super::logins::close_where;
-use super::pool::Connection;
+use super::connection::Connection;
 use super::records::{read_live, read_one};
 use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, idents, literal};

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::identity::{Password, TenantId};
-use super::pool::{Connection, Pool};
+use super::connection::Connection;
+use super::pool::Pool;
 use super::sql::{Script, ident};
 use super::tenants::end_sessions;
 use super::types::{DatabaseMark, DatabaseRecord, Purpose, ServerInfo, Statistics};

@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 use super::error::Result;
 use super::identity::TenantId;
 use super::logins::close_where;
-use super::pool::Connection;
+use super::connection::Connection;
 use super::roles::{LoginShape, memberships};
 use super::schema::{privileges, tenants_role};
 use super::server::{AdminFacts, Server};

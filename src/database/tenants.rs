@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::error::{Error, Result};
 use super::identity::{Password, Slot, TenantId};
-use super::pool::Connection;
+use super::connection::Connection;
 use super::records::{read_live, read_one};
 use super::roles::{LoginShape, MIGRATOR_CONNECTIONS, kilobytes, memberships, milliseconds};
 use super::schema::tenants_role;

@@ -268,3 +268,25 @@ async fn an_object_of_somebody_else_stays_when_the_tenant_of_its_name_goes() {
     let left = read(&client, &foreign).await.expect("it is nobody's but its owner's");
     assert_eq!(left["metadata"]["deletionTimestamp"], Value::Null);
 }
+
+#[tokio::test]
+async fn a_pools_namespace_stays_where_others_have_something_in_it() {
+    let (_, client) = shared().await;
+    application(&client, "lodging", json!({})).await;
+    let lodger = ready_tenant(&client, "lodger", of("lodging", json!({"spec": {"deletionPolicy": "Delete"}}))).await;
+    let namespace = place(&lodger).1;
+    create(&client, &claim(&namespace, "luggage")).await;
+    delete_tenant(&client, "lodger").await;
+    delete(&client, &ours("Pool", "lodging-1")).await;
+    let pool = eventually(async || read(&client, &ours("Pool", "lodging-1")).await.is_none().then_some(())).await;
+    assert!(pool.is_some(), "the Pool does not go: {:#?}", read(&client, &ours("Pool", "lodging-1")).await);
+    let kept = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("the namespace stays");
+    assert_eq!(kept["metadata"]["annotations"]["tenantry.io/kept-for"], json!("PersistentVolumeClaim luggage"));
+    let mut left = Vec::new();
+    let cleared = eventually(async || {
+        left = of_people(objects(&client, Some(&namespace), "").await);
+        (left == ["PersistentVolumeClaim luggage"]).then_some(())
+    })
+    .await;
+    assert!(cleared.is_some(), "more than that is left: {left:#?}");
+}
