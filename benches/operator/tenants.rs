@@ -135,7 +135,17 @@ impl Watch {
             loop {
                 while let Ok(Some(line)) = lines.try_next().await {
                     let Ok(line) = serde_json::from_str::<Line>(&line) else { break };
-                    version = line.object.metadata.version.clone().or(version);
+                    if line.kind == "ERROR" {
+                        // It is too late to go on from there: all that is there comes again.
+                        known.lock().unwrap_or_else(PoisonError::into_inner).there.clear();
+                        version = None;
+                        break;
+                    }
+                    // What is there at the beginning comes in no order, each with its own version.
+                    let newest = |version: &Option<String>| version.as_deref().and_then(|it| it.parse::<u64>().ok());
+                    if newest(&line.object.metadata.version) > newest(&version) {
+                        version.clone_from(&line.object.metadata.version);
+                    }
                     if line.kind != "BOOKMARK" {
                         note(&known, line, condition);
                         sender.send_modify(|count| *count += 1);

@@ -21,7 +21,6 @@ use super::tls::{Connector, explain};
 use super::types::Statistics;
 use crate::term::Term;
 
-
 pub(super) struct Pool {
     pub(super) config: ServerConfig,
     connector: Connector,

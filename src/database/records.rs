@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::connection::Connection;
 use super::error::{Error, Result};
 use super::identity::{PasswordDigest, Slot, TenantId};
-use super::connection::Connection;
 use super::server::Server;
 use super::types::{AppliedMigration, LoginRecord, LoginState, TenantRecord, TenantSettings, TenantState};
 

@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
+use super::connection::Connection;
 use super::error::{Error, Result};
 use super::identity::TenantId;
 use super::logins::close_where;
-use super::connection::Connection;
 use super::records::{read_live, read_one};
 use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, idents, literal};

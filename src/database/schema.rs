@@ -3,8 +3,8 @@
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use super::error::{Error, Result};
 use super::connection::Connection;
+use super::error::{Error, Result};
 use super::server::{AdminFacts, KEEPER, OWNER, Server};
 use super::sql::{Script, ident, literal};
 use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::connection::Connection;
 use super::error::{Error, Result};
 use super::identity::{Password, TenantId};
-use super::connection::Connection;
 use super::pool::Pool;
 use super::sql::{Script, ident};
 use super::tenants::end_sessions;

@@ -9,10 +9,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use serde::Deserialize;
 use tokio_postgres::Row;
 
+use super::connection::Connection;
 use super::error::Result;
 use super::identity::TenantId;
 use super::logins::close_where;
-use super::connection::Connection;
 use super::roles::{LoginShape, memberships};
 use super::schema::{privileges, tenants_role};
 use super::server::{AdminFacts, Server};

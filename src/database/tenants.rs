@@ -3,9 +3,9 @@
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
+use super::connection::Connection;
 use super::error::{Error, Result};
 use super::identity::{Password, Slot, TenantId};
-use super::connection::Connection;
 use super::records::{read_live, read_one};
 use super::roles::{LoginShape, MIGRATOR_CONNECTIONS, kilobytes, memberships, milliseconds};
 use super::schema::tenants_role;

@@ -5,11 +5,11 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tenantry::api::Tenant;
 
 use super::{
-    ground::{Ground, await_tenant, delete_tenant, eventually, is, ready_tenant},
+    ground::{Ground, apply, await_tenant, delete_tenant, eventually, is, ready_tenant, tenant},
     steps::stalled,
     verbs::{ours, patch},
 };
@@ -35,6 +35,20 @@ async fn hear(client: &Client, tenant: &Tenant, wanted: &[&str]) {
     assert!(heard.await.is_some(), "{last:?}, not {wanted:?}");
 }
 
+/// In the log as JSON, each reconcile is a span that tells of what.
+fn logged(ground: &Ground, tenant: &Tenant) {
+    let text = std::fs::read_to_string(ground.log()).expect("the operator's log");
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of_tenant =
+        |line: &Value| line["span"]["name"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled";
+    let line = lines.filter(of_tenant).last().expect("a reconcile of the tenant in the log");
+    let span = &line["span"];
+    assert_eq!((&span["kind"], &span["uid"]), (&json!("Tenant"), &json!(tenant.metadata.uid)), "{line}");
+    assert_eq!((&span["attempt"], &span["generation"]), (&json!(1), &json!(1)), "{line}");
+    assert_eq!((&line["level"], &span["outcome"]), (&json!("DEBUG"), &json!("completed")), "{line}");
+    assert!(span["duration"].is_string(), "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_tell_of_changes_and_nothing_is_said_after_a_restart() {
     let ground = Ground::start(devcluster::Options { audit: true, ..Default::default() }).await;
@@ -57,6 +71,12 @@ async fn events_tell_of_changes_and_nothing_is_said_after_a_restart() {
     hear(client, &kept, &["Normal Ready"]).await;
     delete_tenant(client, "kept").await;
     hear(client, &kept, &["Normal Ready", "Normal DataRetained"]).await;
+    apply(client, &tenant("kept", json!({}))).await.expect("a Tenant");
+    let back = stalled(client, "kept", "DataOfAnotherTenant", &[]).await;
+    hear(client, &back, &["Warning DataOfAnotherTenant"]).await;
+    let asked = json!({"metadata": {"annotations": {"tenantry.io/restore-from": kept.metadata.uid}}});
+    patch(client, &ours("Tenant", "kept"), &asked).await;
+    hear(client, &back, &["Warning DataOfAnotherTenant", "Normal DataRestored", "Normal Ready"]).await;
     let dropped = ready_tenant(client, "dropped", json!({"spec": {"deletionPolicy": "Delete"}})).await;
     hear(client, &dropped, &["Normal Ready"]).await;
     delete_tenant(client, "dropped").await;
@@ -64,10 +84,12 @@ async fn events_tell_of_changes_and_nothing_is_said_after_a_restart() {
 
     // A restart changes nothing, so there is nothing to tell: another tenant is heard of next.
     operator.kill();
-    let _operator = ground.operator(&[]);
+    let _operator = ground.operator(&["--log-format", "json"]);
     let next = ready_tenant(client, "next", json!({})).await;
     hear(client, &next, &["Normal Ready"]).await;
     hear(client, &acme, &["Normal Ready", "Warning UnknownPlan", "Normal CredentialsRotated"]).await;
+
+    logged(&ground, &next);
 
     // Without leave to say anything, everything else goes on.
     let roles = Api::<k8s_openapi::api::rbac::v1::RoleBinding>::namespaced(client.clone(), "default");

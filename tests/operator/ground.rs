@@ -95,10 +95,14 @@ impl Ground {
         Self { cluster, kubeconfig, client }
     }
 
+    /// The log of this ground's operators.
+    pub fn log(&self) -> PathBuf {
+        self.cluster.dir().join(format!("log/operator-{}.log", std::process::id()))
+    }
+
     /// Starts the operator as its ServiceAccount.
     pub fn operator(&self, more: &[&str]) -> Operator {
-        let log = self.cluster.dir().join(format!("log/operator-{}.log", std::process::id()));
-        let out = File::options().create(true).append(true).open(&log).expect("a log file");
+        let out = File::options().create(true).append(true).open(self.log()).expect("a log file");
         let port = free_port();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tenantry")]);
