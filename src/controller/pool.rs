@@ -21,9 +21,9 @@ use crate::{
         Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
         keep_conditions, merge_conditions,
     },
-    cluster::{Key, Owner, add_finalizer, remove_finalizer},
+    cluster::{Owner, add_finalizer, remove_finalizer},
     database::Purpose,
-    desired::{Catalog as _, Kind, PoolInput, count, join_faults, naming, pool_capacity, pool_faults, pool_objects},
+    desired::{Catalog as _, PoolInput, count, join_faults, naming, pool_capacity, pool_faults, pool_objects},
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.

@@ -9,14 +9,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep_until, timeout};
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, NoTls};
 
 use super::breaker::Breaker;
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::server::{Endpoint, ServerConfig};
-use super::sql::Script;
 use super::tls::{Connector, explain};
 use super::types::Statistics;
 use crate::term::Term;

@@ -38,10 +38,10 @@ async fn hear(client: &Client, tenant: &Tenant, wanted: &[&str]) {
 /// In the log as JSON, each reconcile is a span that tells of what.
 fn logged(ground: &Ground, tenant: &Tenant) {
     let text = std::fs::read_to_string(ground.log()).expect("the operator's log");
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let of_tenant =
         |line: &Value| line["span"]["name"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled";
-    let line = lines.filter(of_tenant).last().expect("a reconcile of the tenant in the log");
+    let line = lines.rfind(of_tenant).expect("a reconcile of the tenant in the log");
     let span = &line["span"];
     assert_eq!((&span["kind"], &span["uid"]), (&json!("Tenant"), &json!(tenant.metadata.uid)), "{line}");
     assert_eq!((&span["attempt"], &span["generation"]), (&json!(1), &json!(1)), "{line}");
