@@ -153,22 +153,36 @@ impl Connected {
     /// Makes a database, or brings it up to date, once in this process; sends nothing
     /// afterwards.
     pub(super) async fn ensure(&self, spec: DatabaseSpec) -> Result<()> {
+        self.bring_up_to_date(spec, true).await.map(drop)
+    }
+
+    /// Brings a database up to date that is there, once in this process. Returns false where it is
+    /// gone: its tenant was dropped meanwhile.
+    pub(super) async fn update(&self, spec: DatabaseSpec) -> Result<bool> {
+        self.bring_up_to_date(spec, false).await
+    }
+
+    async fn bring_up_to_date(&self, spec: DatabaseSpec, create: bool) -> Result<bool> {
         if self.is_ready(&spec.name) {
-            return Ok(());
+            return Ok(true);
         }
         let making = || self.making.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = Arc::clone(making().entry(spec.name.clone()).or_default());
         let _turn = turn.lock().await;
         if self.is_ready(&spec.name) {
-            return Ok(());
+            return Ok(true);
         }
-        self.server.ensure_database(&spec).await?;
+        if create {
+            self.server.ensure_database(&spec).await?;
+        } else if !self.server.update_database(&spec).await? {
+            return Ok(false);
+        }
         making().remove(&spec.name);
         let mut databases = self.lock();
         let index = databases.entry(spec.name).or_default();
         index.ready = true;
         index.purpose = Some(spec.purpose);
-        Ok(())
+        Ok(true)
     }
 
     /// The plans of the tenants in a database, and those whose limits it has.

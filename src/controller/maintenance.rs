@@ -176,8 +176,8 @@ async fn make_ready(world: &World, connected: &Connected, database: &str) -> Res
         return Ok(false);
     };
     let cluster_id = world.facts.cluster_id.clone();
-    connected.ensure(DatabaseSpec { name: database.to_owned(), cluster_id, purpose, connection_limit: None }).await?;
-    Ok(true)
+    // Never made anew: it may just have been dropped.
+    connected.update(DatabaseSpec { name: database.to_owned(), cluster_id, purpose, connection_limit: None }).await
 }
 
 /// Drops retained data whose time has come, and records whose last events were sent. What fails

@@ -1,5 +1,6 @@
 //! Databases: made, marked, closed to strangers, and their schema `tenantry` kept up to date.
 
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
@@ -53,6 +54,15 @@ impl Server {
     /// to date. Nothing to do costs two statements. A database of that name that another
     /// cluster's operator, or nobody, made is a permanent error and stays as it is.
     pub async fn ensure_database(&self, spec: &DatabaseSpec) -> Result<()> {
+        self.bring_up_to_date(spec, true).await.map(drop)
+    }
+
+    /// The same for a database that is there. Returns false where it is gone: nothing is made.
+    pub async fn update_database(&self, spec: &DatabaseSpec) -> Result<bool> {
+        self.bring_up_to_date(spec, false).await
+    }
+
+    async fn bring_up_to_date(&self, spec: &DatabaseSpec, create: bool) -> Result<bool> {
         spec.validate()?;
         // Before a connection is held: nothing here holds one and asks for another.
         let facts = self.facts().await?;
@@ -64,6 +74,9 @@ impl Server {
             }
             // 3D000: it isn't there. 55000: it accepts no connections, for instance not yet.
             Err(error) if matches!(error.sqlstate(), Some("3D000" | "55000")) => {
+                if !create {
+                    return Ok(false);
+                }
                 self.create_database(spec).await?;
                 self.connect(&spec.name).await?
             }
@@ -81,7 +94,8 @@ impl Server {
         if installed < VERSIONS.len() {
             self.upgrade(&mut connection, spec, installed).await?;
         }
-        self.close_to_public(&mut connection, spec).await
+        self.close_to_public(&mut connection, spec).await?;
+        Ok(true)
     }
 
     /// Drops a database of this cluster in which no tenant has a record any more. One that is
@@ -98,33 +112,28 @@ impl Server {
                            FROM tenantry.database d",
                         &[],
                     )
-                    .await
-                    .map_err(|error| match error.sqlstate() {
-                        Some("42P01" | "3F000" | "42501") => {
-                            error.explained(foreign(name, "it has no record of an owner"))
+                    .await;
+                match rows {
+                    Ok(rows) => {
+                        held_by_nobody(name, cluster_id, rows.first())?;
+                        // DROP DATABASE can't be in a transaction, so the fence is asked just before.
+                        if self.pool.term().number() > 0 {
+                            connection.run("can't drop the database", &Script::new()).await?;
                         }
-                        _ => error,
-                    })?;
-                let row =
-                    rows.first().ok_or_else(|| Error::permanent(foreign(name, "it has no record of an owner")))?;
-                let owner: String = row.get(0);
-                if owner != cluster_id {
-                    return Err(Error::permanent(foreign(name, &format!("it belongs to cluster {owner}"))));
-                }
-                let (tenants, unsent): (i64, i64) = (row.get(1), row.get(2));
-                if tenants > 0 || unsent > 0 {
-                    return Err(Error::waiting(format!(
-                        "database {name:?} still holds {tenants} tenants and {unsent} usage events that nobody has acknowledged"
-                    )));
-                }
-                // DROP DATABASE can't be in a transaction, so the fence is asked just before.
-                if self.pool.term().number() > 0 {
-                    connection.run("can't drop the database", &Script::new()).await?;
+                    }
+                    Err(error) if matches!(error.sqlstate(), Some("42P01" | "3F000" | "42501")) => {
+                        drop(connection);
+                        // Only begun: opened, and nothing made in it yet.
+                        if !self.is_unfinished(name).await? {
+                            return Err(error.explained(foreign(name, "it has no record of an owner")));
+                        }
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             Err(error) if error.is(&SqlState::INVALID_CATALOG_NAME) => {}
-            // Only begun: nobody was ever in it.
-            Err(error) if error.sqlstate() == Some("55000") && self.is_begun(name).await? => {}
+            // Only begun: nobody was ever in it. Or the server crashed while it was dropped.
+            Err(error) if error.sqlstate() == Some("55000") && self.is_unfinished(name).await? => {}
             Err(error) => return Err(error),
         }
         self.pool.leave(name);
@@ -233,16 +242,20 @@ impl Server {
 
     /// Whether a database of `tenantry_owner` was made and not yet marked.
     async fn is_begun(&self, name: &str) -> Result<bool> {
-        let rows = self
-            .admin()
-            .await?
-            .query(
-                "can't look at the database",
-                "SELECT datdba = to_regrole('tenantry_owner') AND shobj_description(oid, 'pg_database') IS NULL
-                   FROM pg_database WHERE datname::text = $1",
-                &[(&name, Type::TEXT)],
-            )
-            .await?;
+        self.is_ours_and(name, "shobj_description(oid, 'pg_database') IS NULL").await
+    }
+
+    /// Whether a database of `tenantry_owner` was only begun, or half dropped: a connection limit
+    /// of -2 says that (PostgreSQL 15.4).
+    async fn is_unfinished(&self, name: &str) -> Result<bool> {
+        self.is_ours_and(name, "(datconnlimit = -2 OR shobj_description(oid, 'pg_database') IS NULL)").await
+    }
+
+    async fn is_ours_and(&self, name: &str, condition: &str) -> Result<bool> {
+        let query = format!(
+            "SELECT datdba = to_regrole('tenantry_owner') AND {condition} FROM pg_database WHERE datname::text = $1"
+        );
+        let rows = self.admin().await?.query("can't look at the database", &query, &[(&name, Type::TEXT)]).await?;
         Ok(rows.first().is_some_and(|row| row.get::<_, Option<bool>>(0) == Some(true)))
     }
 
@@ -302,6 +315,22 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Whether a database is this cluster's, with no tenant and no event left in it.
+fn held_by_nobody(name: &str, cluster_id: &str, row: Option<&Row>) -> Result<()> {
+    let row = row.ok_or_else(|| Error::permanent(foreign(name, "it has no record of an owner")))?;
+    let owner: String = row.get(0);
+    if owner != cluster_id {
+        return Err(Error::permanent(foreign(name, &format!("it belongs to cluster {owner}"))));
+    }
+    let (tenants, unsent): (i64, i64) = (row.get(1), row.get(2));
+    if tenants > 0 || unsent > 0 {
+        return Err(Error::waiting(format!(
+            "database {name:?} still holds {tenants} tenants and {unsent} usage events that nobody has acknowledged"
+        )));
+    }
+    Ok(())
 }
 
 fn foreign(name: &str, why: &str) -> String {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan};
 use tenantry::database::{
-    DropOutcome, ErrorClass, LoginState, Migration, Overlap, Server, ServerConfig, TenantId, TenantSettings,
-    TenantState,
+    DatabaseSpec, DropOutcome, ErrorClass, LoginState, Migration, Overlap, Server, ServerConfig, TenantId,
+    TenantSettings, TenantState,
 };
 
 use crate::support::{
@@ -291,4 +291,28 @@ async fn what_is_due_is_dropped_and_what_was_taken_back_or_is_kept_longer_is_not
     assert_eq!(server.drop_due(database, &guest.id, later).await.expect("due"), Some(DropOutcome::Gone));
     assert!(server.restore(database, &guest.id, "undecided", "third-life").await.is_err(), "it is gone for good");
     assert_eq!(server.drop_due(database, &guest.id, later).await.expect("again"), Some(DropOutcome::Gone));
+}
+
+/// What an operator that ended in the middle leaves: a database that was opened and has nothing in
+/// it, one that is closed still, and one that the server was dropping when it crashed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_unfinished_is_dropped_and_one_that_is_gone_is_not_made_again() {
+    let ground = Ground::new("half").await;
+    let superuser = ground.superuser().await;
+    let named = |suffix: &str| DatabaseSpec { name: format!("{}_{suffix}", ground.database), ..ground.spec() };
+    let (opened, closed, dropping) = (named("opened"), named("closed"), named("dropping"));
+    for (spec, options) in [(&opened, ""), (&closed, " ALLOW_CONNECTIONS false")] {
+        let create = format!("CREATE DATABASE {} OWNER tenantry_owner TEMPLATE template0{options}", spec.name);
+        superuser.batch_execute(&create).await.expect("begun");
+    }
+    ground.server.ensure_database(&dropping).await.expect("made");
+    let half = format!("UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{}'", dropping.name);
+    superuser.batch_execute(&half).await.expect("half dropped");
+    for spec in [&opened, &closed, &dropping] {
+        until("it is dropped", async || ground.server.drop_database(&spec.name, CLUSTER).await.is_ok()).await;
+        assert!(!ground.server.update_database(spec).await.expect("looked at"), "it is gone, and stays so");
+    }
+    let list = ground.server.list_databases().await.expect("listed");
+    assert!(!list.iter().any(|database| [&opened, &closed, &dropping].iter().any(|spec| spec.name == database.name)));
+    assert!(ground.server.update_database(&ground.spec()).await.expect("brought up to date"));
 }
