@@ -27,7 +27,12 @@ pub(crate) async fn roles_and_schemas(ground: &Ground, id: &TenantId) -> Vec<Str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_is_made_in_one_message_and_proven() {
-    let ground = Ground::new("life").await;
+    // On a server of its own, where nobody opens a database meanwhile.
+    let postgres = own_server(&[]);
+    let ground = Ground::on(&postgres, "life").await;
+    let closed = "REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
+                  GRANT CONNECT ON DATABASE postgres TO tenantry_admin";
+    ground.superuser().await.batch_execute(closed).await.expect("closed");
     let warm = ground.tenant("warm").await;
     ground.server.prove(&warm.login).await.expect("proven");
 
@@ -297,7 +302,9 @@ async fn what_is_due_is_dropped_and_what_was_taken_back_or_is_kept_longer_is_not
 /// it, one that is closed still, and one that the server was dropping when it crashed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_unfinished_is_dropped_and_one_that_is_gone_is_not_made_again() {
-    let ground = Ground::new("half").await;
+    // On a server of its own: one of them is open to all, which is no proof for others.
+    let postgres = own_server(&[]);
+    let ground = Ground::on(&postgres, "half").await;
     let superuser = ground.superuser().await;
     let named = |suffix: &str| DatabaseSpec { name: format!("{}_{suffix}", ground.database), ..ground.spec() };
     let (opened, closed, dropping) = (named("opened"), named("closed"), named("dropping"));
