@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use devcluster::Options;
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
@@ -17,7 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::{
-    ground::{eventually, ready_tenant, shared},
+    ground::{Ground, eventually, ready_tenant, shared},
+    proxy::{Moment, Proxy},
     verbs::{application, named, of, read, web},
 };
 
@@ -82,6 +84,43 @@ async fn switching_an_autoscaler_on_never_drops_the_replicas() {
     web["replicas"] = Value::Null;
     application(&client, "scaled", more(&web)).await;
     settled("with an autoscaler after nothing ran", 1, image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_autoscaler_sets_while_it_is_handed_the_replicas_stays() {
+    let mut ground = Ground::start(Options::default()).await;
+    let proxy = Proxy::start(&ground).await;
+    ground.kubeconfig.clone_from(&proxy.kubeconfig);
+    let _operator = ground.operator(&[]);
+    ground.examples().await;
+    let client = &ground.client;
+    let mut web = web();
+    web["replicas"] = json!({"pooled": 5});
+    let more = |web: &Value| json!({"components": [web], "migrations": null});
+    application(client, "handed", more(&web)).await;
+    ready_tenant(client, "relay", of("handed", json!({}))).await;
+    // The operator has read the count, and is about to hand it over.
+    proxy.arm("fieldManager=tenantry-replicas", Moment::BeforeTheCall);
+    web["autoscaling"] = json!({"pooled": {"minReplicas": 2, "maxReplicas": 10, "targetCpuPercent": 80}});
+    web["replicas"] = Value::Null;
+    application(client, "handed", more(&web)).await;
+    proxy.reached().await;
+    let params = PatchParams { field_manager: Some("an-autoscaler".into()), ..PatchParams::default() };
+    let deployments = Api::<Deployment>::namespaced(client.clone(), "pool-handed-1");
+    let scale = json!({"spec": {"replicas": 8}});
+    deployments.patch_scale("web", &params, &Patch::Merge(scale)).await.expect("scaled");
+    let deployment = named("apps/v1", "Deployment", Some("pool-handed-1"), "web");
+    let watched = watch_replicas(client, &deployment).await;
+    proxy.release();
+    let handed = eventually(async || {
+        let live = read(client, &deployment).await?;
+        let own = live["metadata"]["managedFields"].as_array()?.iter().find(|it| it["manager"] == "tenantry")?;
+        own["fieldsV1"]["f:spec"]["f:replicas"].is_null().then_some(live)
+    });
+    let handed = handed.await.expect("the count is handed over");
+    assert_eq!(handed["spec"]["replicas"], 8);
+    let seen = watched();
+    assert!(seen.iter().all(|replicas| *replicas == 8), "{seen:?}");
 }
 
 /// Notes the replicas of every version of a Deployment from now on; ask for what was seen.
