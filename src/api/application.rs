@@ -99,7 +99,8 @@ pub struct Component {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<PerTier<Autoscaling>>,
     /// How many pods an eviction may take away at a time; 1 when left out. It makes a
-    /// PodDisruptionBudget wherever the component has more than one replica.
+    /// PodDisruptionBudget wherever the component has, or an autoscaler may give it, more than
+    /// one replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<IntOrString>,
 }

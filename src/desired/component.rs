@@ -283,14 +283,14 @@ impl Workload<'_> {
         Some(Object::typed(Kind::HorizontalPodAutoscaler, &autoscaler))
     }
 
-    /// Only where there is more than one replica: with one, a budget would hold up the
-    /// draining of its node for ever.
+    /// Only where there can be more than one replica: one alone needs no budget. While an
+    /// autoscaler has it at one, the budget lets that one go, too.
     fn disruption_budget(&self) -> Option<Object> {
-        let fewest = match self.scale() {
-            Scale::Auto(autoscaling) => autoscaling.min_replicas,
+        let most = match self.scale() {
+            Scale::Auto(autoscaling) => autoscaling.max_replicas,
             Scale::Fixed(replicas) => replicas,
         };
-        if fewest < 2 {
+        if most < 2 {
             return None;
         }
         let budget = PodDisruptionBudget {

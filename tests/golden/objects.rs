@@ -11,7 +11,7 @@ use tenantry::{
     },
 };
 
-use crate::fixtures::{API_SERVER, application, build, find, pool, server, yaml};
+use crate::fixtures::{API_SERVER, application, application_with, build, find, pool, server, yaml};
 
 fn pool_objects() -> Vec<Object> {
     build(&application(), &server(), &BTreeMap::new()).unwrap().into_ordered()
@@ -289,4 +289,25 @@ fn a_component_serves_while_one_replica_is_available() {
     let (reason, message) = availability::unavailable(&states).unwrap();
     assert_eq!(reason, "ReplicasUnavailable");
     assert_eq!(message.matches("; ").count(), 3);
+}
+
+#[test]
+fn a_budget_stands_wherever_there_can_be_more_than_one_replica() {
+    let has_budget = |component: Value| {
+        let mut whole = json!({
+            "name": "api",
+            "template": {"spec": {"containers": [
+                {"name": "api", "image": "x", "resources": {"requests": {"cpu": "100m"}}},
+            ]}},
+        });
+        whole.as_object_mut().unwrap().extend(component.as_object().unwrap().clone());
+        let objects = build(&application_with(whole), &server(), &BTreeMap::new()).unwrap().into_ordered();
+        objects.iter().any(|object| object.kind == Kind::PodDisruptionBudget)
+    };
+    let scaled =
+        |most: i32| json!({"autoscaling": {"pooled": {"minReplicas": 1, "maxReplicas": most, "targetCpuPercent": 80}}});
+    assert!(has_budget(scaled(8)), "it may have eight by now");
+    assert!(!has_budget(scaled(1)));
+    assert!(has_budget(json!({"replicas": {"pooled": 2}})));
+    assert!(!has_budget(json!({"replicas": {"pooled": 1}})));
 }
