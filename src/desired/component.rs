@@ -54,6 +54,8 @@ pub(super) struct Workload<'a> {
     pub suspended: bool,
     /// How long a rollout may take, in seconds.
     pub deadline_seconds: Option<i32>,
+    /// How long the new pods of a rollout must stay ready before they count, in seconds.
+    pub min_ready_seconds: Option<i32>,
     /// The quota of a pool's namespace, under which the templates themselves must name amounts.
     pub quota: Option<&'a Quantities>,
     /// What a tenant's namespace demands of each container.
@@ -224,6 +226,8 @@ impl Workload<'_> {
                         max_unavailable: Some(IntOrString::Int(0)),
                     }),
                 }),
+                // Taken out again where nobody waits for it: see `rollout::recorded`.
+                min_ready_seconds: self.min_ready_seconds,
                 progress_deadline_seconds: self.deadline_seconds,
                 revision_history_limit: Some(REVISION_HISTORY),
                 ..DeploymentSpec::default()
