@@ -99,7 +99,8 @@ pub struct Component {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<PerTier<Autoscaling>>,
     /// How many pods an eviction may take away at a time; 1 when left out. It makes a
-    /// PodDisruptionBudget wherever the component has more than one replica.
+    /// PodDisruptionBudget wherever the component has, or an autoscaler may give it, more than
+    /// one replica.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_unavailable: Option<IntOrString>,
 }
@@ -393,6 +394,12 @@ pub struct Rollout {
     /// when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Duration>,
+    /// How many seconds the new pods of a rollout must stay ready before old ones go and the
+    /// next pool or namespace gets the change, so that a template which starts and then ends
+    /// reaches nobody else; 10 when left out, and at most half of `deadline`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 3_600))]
+    pub min_ready_seconds: Option<i32>,
 }
 
 /// What the operator observed of an Application.

@@ -176,7 +176,7 @@ fn object_node(kind: Kind, object: DynamicObject) -> Node {
             let component = live["metadata"]["labels"][naming::LABEL_COMPONENT].as_str().unwrap_or(&name).to_owned();
             let found = component_state(&component, Some(&live));
             let count = |pointer: &str| live.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-            (format!("{}/{}", count("/status/availableReplicas"), count("/spec/replicas")), found.message)
+            (format!("{}/{}", count("/status/readyReplicas"), count("/spec/replicas")), found.message)
         }
         Kind::HttpRoute | Kind::Ingress => match route_accepted(&live) {
             RouteState::Accepted => ("Accepted".to_owned(), String::new()),

@@ -134,10 +134,13 @@ impl<S: Clone + PartialEq> Cluster<S> {
                 }
             }
             Observed::Changed(live) => {
-                if !is_ours(&live) {
+                let says_so = is_ours(&live);
+                if !says_so && self.children.is_ours(&key) != Some(true) {
                     return Err(self.foreign(&key, &object.body));
                 }
-                if compare(&object.body, &live).is_none() {
+                // Where somebody has cleared who set what, only an apply brings to light what
+                // was added.
+                if says_so && compare(&object.body, &live).is_none() {
                     self.children.verified(&key, hash, &live);
                     return Ok(Applied::Unchanged);
                 }
@@ -224,20 +227,28 @@ impl<S: Clone + PartialEq> Cluster<S> {
     /// nobody owns any more would fall back to 1. From zero it goes to one, since an autoscaler
     /// leaves alone what is scaled to zero.
     async fn hand_over_replicas(&self, key: &Key) -> Result<()> {
-        let Some(live) = self.read(key).await? else { return Ok(()) };
-        if !drift::owns_replicas(&live) {
-            return Ok(());
+        let mut attempts = 3;
+        loop {
+            let Some(live) = self.read(key).await? else { return Ok(()) };
+            if !drift::owns_replicas(&live) {
+                return Ok(());
+            }
+            // An autoscaler leaves a Deployment of zero replicas alone: one that was scaled down
+            // (of a suspended tenant, say) begins with one.
+            let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
+            // Only of what was read: the autoscaler is there already, and may scale just now.
+            let version = &live["metadata"]["resourceVersion"];
+            let body = json!({
+                "apiVersion": live["apiVersion"], "kind": live["kind"],
+                "metadata": {"name": key.name, "resourceVersion": version},
+                "spec": {"replicas": replicas},
+            });
+            let params = PatchParams::apply(REPLICAS_MANAGER).force();
+            match self.patch(key, "keep the replicas of", &params, &Patch::Apply(body)).await {
+                Err(Error::Refused { class: ErrorClass::Transient, .. }) if attempts > 0 => attempts -= 1,
+                other => return other.map(drop),
+            }
         }
-        // An autoscaler leaves a Deployment of zero replicas alone: one that was scaled down (of
-        // a suspended tenant, say) begins with one.
-        let replicas = live["spec"]["replicas"].as_i64().unwrap_or(1).max(1);
-        let body = json!({
-            "apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": {"name": key.name},
-            "spec": {"replicas": replicas},
-        });
-        self.patch(key, "keep the replicas of", &PatchParams::apply(REPLICAS_MANAGER).force(), &Patch::Apply(body))
-            .await?;
-        Ok(())
     }
 
     /// Deletes an object if we made it; one that is gone already is a success. One that no

@@ -135,14 +135,16 @@ impl<S: Clone + PartialEq> Children<S> {
         let digest = digest(object);
         let state = (self.extract)(key.kind, object);
         let mut maps = self.lock();
-        let mut owner = Owner::of(object);
+        let (mut owner, mut ours) = (Owner::of(object), drift::is_ours(object));
         if let Some(child) = maps.children.get_mut(key).filter(|child| child.uid == uid) {
             if version <= child.version {
                 return None;
             }
-            // Whose it is stays, whatever somebody writes into its labels.
+            // Whose it is stays, whatever somebody writes into its labels, and that it is ours
+            // though somebody clears what tells who set its fields.
             if child.ours {
                 owner.clone_from(&child.owner);
+                ours = true;
             }
             child.version = version;
             if child.digest == digest {
@@ -157,7 +159,7 @@ impl<S: Clone + PartialEq> Children<S> {
             digest,
             verified: None,
             whole: serde_json::to_vec(object).ok().map(Vec::into_boxed_slice),
-            ours: drift::is_ours(object),
+            ours,
             owner: owner.clone(),
             state,
         };
@@ -413,6 +415,21 @@ mod tests {
         assert_eq!(children.saw(&key(), &object(6, "b-1", "x")), Some(Owner::Pool("a-1".into())));
         assert!(children.of_owner(&Owner::Pool("b-1".into())).is_empty());
         assert!(matches!(children.observe(&key(), 1), Observed::Changed(_)));
+    }
+
+    #[test]
+    fn an_object_stays_ours_when_somebody_clears_its_managed_fields() {
+        let children = children();
+        children.wrote(&key(), 1, &object(5, "a-1", "x"));
+        let mut cleared = object(6, "a-1", "y");
+        cleared["metadata"]["managedFields"] = json!([]);
+        assert_eq!(children.saw(&key(), &cleared), Some(Owner::Pool("a-1".into())));
+        assert_eq!(children.is_ours(&key()), Some(true));
+        assert_eq!(children.of_owner(&Owner::Pool("a-1".into())), [key()]);
+        // Another object of that name isn't.
+        cleared["metadata"]["uid"] = json!("other");
+        children.saw(&key(), &cleared);
+        assert_eq!(children.is_ours(&key()), Some(false));
     }
 
     #[test]

@@ -25,9 +25,6 @@ use crate::{
     },
 };
 
-/// How many namespaces of tenants get a changed template at a time, where nobody says.
-const NAMESPACES_AT_A_TIME: usize = 5;
-
 /// Where the templates of a tenant come from, by component; asked only when one changes. A
 /// pool has nothing of its own, and so no sources.
 pub(super) type Sources<'a> = dyn Fn() -> BTreeMap<String, Source> + Send + Sync + 'a;
@@ -229,11 +226,8 @@ fn ask<'a>(world: &'a Arc<World>, application: &'a str, name: &UnitName, cause: 
 }
 
 fn limit(world: &World, application: &str, kind: UnitKind) -> usize {
-    let asked = || world.application(application)?.spec.rollout.as_ref()?.max_unavailable;
-    match kind {
-        UnitKind::Pool => 1,
-        UnitKind::Tenant => asked().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(NAMESPACES_AT_A_TIME),
-    }
+    let application = world.application(application);
+    kind.at_a_time(application.as_ref().and_then(|application| application.spec.rollout.as_ref()))
 }
 
 /// The name of an owner's unit.
@@ -361,9 +355,13 @@ pub(super) fn review(world: &World, application: &Application) -> Result<(), Fai
             ),
         ));
     }
-    let rolling = units.iter().find(|unit| unit.is_rolling());
-    match (rolling, first_waiting(world, &name)) {
-        (Some(unit), _) => Err(Failure::waiting("Rolling", format!("a changed template has come to {}", unit.name))),
+    let mut rolling = units.iter().filter(|unit| unit.is_rolling()).map(|unit| (&unit.name, said(world, &unit.name)));
+    let troubled = rolling.clone().find(|(_, why)| why.is_some());
+    match (troubled.or_else(|| rolling.next()), first_waiting(world, &name)) {
+        (Some((unit, why)), _) => {
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            Err(Failure::waiting("Rolling", format!("a changed template has come to {unit}{why}")))
+        }
         (None, Some(unit)) => {
             Err(Failure::waiting("Rolling", format!("a changed template has not come to {unit} yet")))
         }

@@ -2,7 +2,9 @@
 //! whether they have the newest templates, and where not, why.
 //!
 //! Pods are looked at only while a Deployment isn't whole: after a moment, then less and less
-//! often, so that something that stays broken costs next to nothing.
+//! often, and the more of them are broken, the less often each. What is wrong with pods may
+//! change without a trace in their Deployment (an image can be pulled at last, and what is in
+//! it crashes), so that it is asked for again within seconds as long as few are.
 
 use std::{
     collections::HashMap,
@@ -29,9 +31,12 @@ use crate::{
     },
 };
 
-/// How long a Deployment may be under way before its pods are looked at, and how long the
-/// longest pause between two looks is.
+/// How long a Deployment may be under way before its pods are looked at.
 const FIRST_LOOK: Duration = Duration::from_millis(1_500);
+/// How long the pause between two looks becomes: so long for each Deployment that isn't whole,
+/// which makes two looks a second of all together, within these bounds.
+const PAUSE_FOR_EACH: Duration = Duration::from_millis(500);
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// How many lists of pods are asked for at a time, and how many pods each has at most.
 const LISTS: usize = 4;
@@ -163,7 +168,8 @@ async fn find(
         if let Some(pods) = list(world, owner, key).await {
             look.found = trouble(&pods);
         }
-        look.due = Instant::now() + pause(look.count);
+        let broken = world.looks.lock().len();
+        look.due = Instant::now() + pause(look.count, broken);
         look.count += 1;
     }
     if is_new || is_due {
@@ -173,9 +179,12 @@ async fn find(
     look.found
 }
 
-/// How long it is until the next look: doubled each time.
-fn pause(count: u32) -> Duration {
-    Duration::from_secs(2).saturating_mul(2_u32.saturating_pow(count.min(16))).min(LONGEST_PAUSE)
+/// How long it is until the next look, after so many and with so many Deployments to look at:
+/// doubled each time.
+fn pause(count: u32, broken: usize) -> Duration {
+    let longest = PAUSE_FOR_EACH.saturating_mul(u32::try_from(broken).unwrap_or(u32::MAX));
+    let longest = longest.clamp(LONG_PAUSE, LONGEST_PAUSE);
+    Duration::from_secs(2).saturating_mul(2_u32.saturating_pow(count.min(16))).min(longest)
 }
 
 /// Has the owner reconciled when the next look is due, if it still is by then.
@@ -214,5 +223,19 @@ async fn list(world: &World, owner: &Owner, key: &Key) -> Option<Vec<Value>> {
             debug!(deployment = %key, "the list of its pods gets no answer");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_are_looked_at_within_seconds_for_ever_and_many_cost_no_more() {
+        let seconds = |count, broken| pause(count, broken).as_secs();
+        assert_eq!([0, 1, 2, 3, 100].map(|count| seconds(count, 1)), [2, 4, 8, 10, 10]);
+        assert_eq!(seconds(100, 20), 10);
+        assert_eq!(seconds(100, 100), 50, "two a second");
+        assert_eq!(seconds(100, 10_000), 120);
     }
 }

@@ -10,8 +10,11 @@ use crate::api::Reason;
 pub struct ComponentState {
     /// The component's name.
     pub component: String,
-    /// Whether at least one replica is available (or none is wanted).
+    /// Whether at least one replica is ready (or none is wanted).
     pub available: bool,
+    /// Whether that is so for as long as the Deployment's `minReadySeconds` say: rollouts go by
+    /// it, since what ends again and again is ready every now and then.
+    pub lasting: bool,
     /// One word for programs.
     pub reason: Reason,
     /// What is, and why; empty when all is well.
@@ -31,13 +34,17 @@ impl ComponentState {
 
 /// Whether a component serves, from its live Deployment; `None` when there is no Deployment.
 ///
-/// Serving means one available replica. The Deployment's own condition `Available` asks for
-/// nearly all of them, so it turns False while an autoscaler adds some, or a node is lost that
-/// nobody notices. A rolling update changes nothing here, whatever generation was observed.
+/// Serving means one ready replica: to that one a Service sends connections. The Deployment's
+/// own condition `Available` asks for nearly all of them, so it turns False while an autoscaler
+/// adds some, or a node is lost that nobody notices. A rolling update changes nothing here,
+/// whatever generation was observed.
 pub fn component_state(component: &str, live: Option<&Value>) -> ComponentState {
+    let number = |field: &str| live.and_then(|live| live["status"][field].as_i64()).unwrap_or(0);
+    let (ready, lasting) = (number("readyReplicas"), number("availableReplicas"));
     let state = |available, reason, message: String| ComponentState {
         component: component.to_owned(),
         available,
+        lasting: available && (lasting > 0 || reason == "ScaledToZero"),
         reason,
         message,
         rollout: live.map_or_else(RolloutState::absent, RolloutState::of),
@@ -46,19 +53,18 @@ pub fn component_state(component: &str, live: Option<&Value>) -> ComponentState 
         return state(false, "DeploymentMissing", format!("component {component} has no Deployment yet"));
     };
     let wanted = live["spec"]["replicas"].as_i64().unwrap_or(1);
-    let available = live["status"]["availableReplicas"].as_i64().unwrap_or(0);
     if wanted == 0 {
         return state(true, "ScaledToZero", format!("component {component} is scaled to zero"));
     }
     let trouble = trouble(live);
-    let count = format!("component {component}: {available} of {wanted} replicas available");
+    let count = format!("component {component}: {ready} of {wanted} replicas ready");
     let (reason, message) = match trouble {
         Some((reason, message)) => (reason, format!("{count}; {message}")),
         None => ("ReplicasUnavailable", count),
     };
-    match available {
+    match ready {
         0 => state(false, reason, message),
-        _ if available < wanted => state(true, reason, message),
+        _ if ready < wanted => state(true, reason, message),
         _ => state(true, "Available", String::new()),
     }
 }

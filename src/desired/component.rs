@@ -54,6 +54,8 @@ pub(super) struct Workload<'a> {
     pub suspended: bool,
     /// How long a rollout may take, in seconds.
     pub deadline_seconds: Option<i32>,
+    /// How long the new pods of a rollout must stay ready before they count, in seconds.
+    pub min_ready_seconds: Option<i32>,
     /// The quota of a pool's namespace, under which the templates themselves must name amounts.
     pub quota: Option<&'a Quantities>,
     /// What a tenant's namespace demands of each container.
@@ -224,6 +226,8 @@ impl Workload<'_> {
                         max_unavailable: Some(IntOrString::Int(0)),
                     }),
                 }),
+                // Taken out again where nobody waits for it: see `rollout::recorded`.
+                min_ready_seconds: self.min_ready_seconds,
                 progress_deadline_seconds: self.deadline_seconds,
                 revision_history_limit: Some(REVISION_HISTORY),
                 ..DeploymentSpec::default()
@@ -283,14 +287,14 @@ impl Workload<'_> {
         Some(Object::typed(Kind::HorizontalPodAutoscaler, &autoscaler))
     }
 
-    /// Only where there is more than one replica: with one, a budget would hold up the
-    /// draining of its node for ever.
+    /// Only where there can be more than one replica: one alone needs no budget. While an
+    /// autoscaler has it at one, the budget lets that one go, too.
     fn disruption_budget(&self) -> Option<Object> {
-        let fewest = match self.scale() {
-            Scale::Auto(autoscaling) => autoscaling.min_replicas,
+        let most = match self.scale() {
+            Scale::Auto(autoscaling) => autoscaling.max_replicas,
             Scale::Fixed(replicas) => replicas,
         };
-        if fewest < 2 {
+        if most < 2 {
             return None;
         }
         let budget = PodDisruptionBudget {

@@ -47,6 +47,19 @@ pub(super) fn rollout_seconds(application: &Application) -> Option<i32> {
     Some(i32::try_from(deadline.as_secs().max(1)).unwrap_or(i32::MAX))
 }
 
+/// How long the new pods of a rollout must stay ready, in seconds, where nobody says.
+const MIN_READY_SECONDS: i32 = 10;
+/// What Kubernetes takes for the deadline where none is set.
+const KUBERNETES_DEADLINE: i32 = 600;
+
+/// How long the new pods of a rollout must stay ready before they count, in seconds. Well
+/// within the deadline: the API server takes nothing else, and it goes on while they are seen.
+pub(super) fn min_ready_seconds(application: &Application) -> Option<i32> {
+    let asked = application.spec.rollout.as_ref().and_then(|rollout| rollout.min_ready_seconds);
+    let most = rollout_seconds(application).unwrap_or(KUBERNETES_DEADLINE) / 2;
+    Some(asked.unwrap_or(MIN_READY_SECONDS).min(most)).filter(|seconds| *seconds > 0)
+}
+
 /// Names of shared objects that something else in the namespaces has or may get.
 pub(super) fn shared_faults(application: &Application) -> Vec<Fault> {
     let Some(shared) = &application.spec.shared else { return Vec::new() };

@@ -188,6 +188,7 @@ fn parts(
         tuning: Tuning::default(),
         suspended: false,
         deadline_seconds: faults::rollout_seconds(application),
+        min_ready_seconds: faults::min_ready_seconds(application),
         quota: pool_quota(application),
         bounds: Bounds::default(),
         held_replicas: held_replicas.get(&component.name).copied(),

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::{Object, availability::ComponentState, naming};
-use crate::api::{FIELD_MANAGER, Reason};
+use crate::api::{FIELD_MANAGER, Reason, Rollout};
 
 /// Annotation on a Deployment: the pod template that the operator applied last, and whether
 /// it came with a rollout.
@@ -24,6 +24,11 @@ pub const ANNOTATION_ROLLOUT: &str = "tenantry.io/rollout";
 
 /// Where in a Deployment its pod template is.
 const TEMPLATE: &str = "/spec/template";
+/// How long a new pod must be ready before an old one goes, in a Deployment's spec.
+const MIN_READY: &str = "minReadySeconds";
+
+/// How many namespaces of tenants get a changed template at a time, where nobody says.
+const NAMESPACES_AT_A_TIME: usize = 5;
 
 /// What a tenant's pod template would be without anything of the tenant's own: by it a
 /// change of the Application or Plan is told from one that concerns this tenant alone.
@@ -124,9 +129,18 @@ pub fn held_back(object: &Object, live: &Value) -> Option<Object> {
 
 fn with_written(object: &Object, written: &Written) -> Object {
     let mut object = object.clone();
+    wait_in_turns_alone(&mut object.body, written.staged);
     let text = serde_json::to_string(written).expect("a record is JSON");
     object.body["metadata"]["annotations"][ANNOTATION_ROLLOUT] = text.into();
     object
+}
+
+/// Whether new pods last is waited for where others come after them. What comes up for the
+/// first time, or changes by itself, counts as soon as it is ready.
+fn wait_in_turns_alone(body: &mut Value, staged: bool) {
+    if !staged && let Some(spec) = body.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.remove(MIN_READY);
+    }
 }
 
 /// A hash of the Deployment that [`recorded`] and [`held_back`] give, which can be had
@@ -136,6 +150,7 @@ pub fn identity(object: &Object, record: &Record) -> u64 {
     if let Some(template) = rest.pointer_mut(TEMPLATE) {
         *template = Value::Null;
     }
+    wait_in_turns_alone(&mut rest, record.staged);
     hash(&json!([rest, record.template, record.source, record.staged]))
 }
 
@@ -144,7 +159,8 @@ pub fn identity(object: &Object, record: &Record) -> u64 {
 pub enum Progress {
     /// The Deployment controller hasn't looked at the newest spec yet.
     Unobserved,
-    /// Every pod is of the newest template, and they were all available.
+    /// Every pod is of the newest template, and they were all ready for as long as
+    /// `rollout.minReadySeconds` says.
     Complete,
     /// Old pods are being replaced.
     Rolling,
@@ -210,6 +226,17 @@ pub enum UnitKind {
     Tenant,
 }
 
+impl UnitKind {
+    /// How many units of this sort may have a turn at a time, by what the Application says.
+    pub fn at_a_time(self, rollout: Option<&Rollout>) -> usize {
+        let asked = || usize::try_from(rollout?.max_unavailable?).ok();
+        match self {
+            Self::Pool => 1,
+            Self::Tenant => asked().unwrap_or(NAMESPACES_AT_A_TIME),
+        }
+    }
+}
+
 /// The name of a unit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnitName {
@@ -244,14 +271,14 @@ impl Unit {
         self.components.iter().any(|state| state.is_staged() && state.rollout.progress != Progress::Complete)
     }
 
-    /// Whether some component doesn't serve.
+    /// Whether some component doesn't serve, or has only just begun to.
     fn is_down(&self) -> bool {
-        self.components.iter().any(|state| !state.available)
+        self.components.iter().any(|state| !state.lasting)
     }
 
     /// Whether a template that came by turn was everywhere in this unit, and now it is down.
     fn went_down(&self) -> bool {
-        self.components.iter().any(|state| state.is_staged() && !state.available)
+        self.components.iter().any(|state| state.is_staged() && !state.lasting)
     }
 
     /// Why the rollout ends at this unit: a template that came by turn failed.

@@ -253,6 +253,7 @@ impl Case<'_> {
             tuning: Tuning::of(&component.name, plan, tenant),
             suspended: self.suspended,
             deadline_seconds: faults::rollout_seconds(application),
+            min_ready_seconds: faults::min_ready_seconds(application),
             quota: None,
             bounds,
             held_replicas: self.held_replicas.get(&component.name).copied(),

@@ -51,6 +51,30 @@ pub(super) fn pod(spec: &PodSpec, range: Option<&LimitRangeItem>) -> Amounts {
             usage.insert(format!("limits.{resource}"), amount);
         }
     }
+    add(&mut usage, &claims(spec));
+    usage
+}
+
+/// What the claims count for that are made with a pod: of its generic ephemeral volumes.
+fn claims(spec: &PodSpec) -> Amounts {
+    let mut usage = Amounts::new();
+    let ephemeral = spec.volumes.iter().flatten().filter_map(|volume| volume.ephemeral.as_ref());
+    for claim in ephemeral.filter_map(|source| source.volume_claim_template.as_ref()).map(|template| &template.spec) {
+        let storage = amounts(claim.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+        let storage = storage.get("storage").copied().unwrap_or(Amount::ZERO);
+        let number = Amount::whole(1);
+        let mut counted = vec![
+            ("persistentvolumeclaims".to_owned(), number),
+            ("count/persistentvolumeclaims".to_owned(), number),
+            ("requests.storage".to_owned(), storage),
+        ];
+        if let Some(class) = claim.storage_class_name.as_deref().filter(|class| !class.is_empty()) {
+            let of_class = |resource| format!("{class}.storageclass.storage.k8s.io/{resource}");
+            counted.push((of_class("persistentvolumeclaims"), number));
+            counted.push((of_class("requests.storage"), storage));
+        }
+        add(&mut usage, &counted.into_iter().collect());
+    }
     usage
 }
 
@@ -210,6 +234,31 @@ mod tests {
         assert_eq!(usage["limits.memory"], "2Gi");
         assert_eq!(usage["requests.cpu"], "1100m");
         assert_eq!(usage["limits.cpu"], "6");
+    }
+
+    #[test]
+    fn the_claims_of_ephemeral_volumes_are_counted_with_the_pod() {
+        let volume = |name: &str, class: &Value, storage: &str| {
+            let claim = json!({
+                "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                "resources": {"requests": {"storage": storage}},
+            });
+            json!({"name": name, "ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
+        };
+        let spec = json!({
+            "containers": [{"name": "a"}],
+            "volumes": [
+                volume("scratch", &json!("fast"), "2Gi"), volume("cache", &Value::Null, "1Gi"),
+                {"name": "tmp", "emptyDir": {}}, {"name": "kept", "persistentVolumeClaim": {"claimName": "kept"}},
+            ],
+        });
+        let usage = usage(spec, None);
+        assert_eq!(usage["requests.storage"], "3Gi");
+        assert_eq!(usage["persistentvolumeclaims"], "2");
+        assert_eq!(usage["count/persistentvolumeclaims"], "2");
+        assert_eq!(usage["fast.storageclass.storage.k8s.io/requests.storage"], "2Gi");
+        assert_eq!(usage["fast.storageclass.storage.k8s.io/persistentvolumeclaims"], "1");
+        assert_eq!(usage.len(), 7, "{usage:?}");
     }
 
     #[test]

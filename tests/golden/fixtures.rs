@@ -101,8 +101,18 @@ pub fn build(
     server: &DatabaseServer,
     held: &BTreeMap<String, i32>,
 ) -> Result<PoolObjects, Vec<Fault>> {
+    build_pool(&pool(), application, server, held)
+}
+
+/// The objects of any pool.
+pub fn build_pool(
+    pool: &Pool,
+    application: &Application,
+    server: &DatabaseServer,
+    held: &BTreeMap<String, i32>,
+) -> Result<PoolObjects, Vec<Fault>> {
     pool_objects(&PoolInput {
-        pool: &pool(),
+        pool,
         application,
         server,
         shared: &shared(),

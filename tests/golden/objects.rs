@@ -11,7 +11,7 @@ use tenantry::{
     },
 };
 
-use crate::fixtures::{API_SERVER, application, build, find, pool, server, yaml};
+use crate::fixtures::{API_SERVER, application, application_with, build, find, pool, server, yaml};
 
 fn pool_objects() -> Vec<Object> {
     build(&application(), &server(), &BTreeMap::new()).unwrap().into_ordered()
@@ -259,12 +259,12 @@ fn an_ingress_counts_when_it_has_an_address() {
 }
 
 #[test]
-fn a_component_serves_while_one_replica_is_available() {
-    let live = |wanted: i64, available: i64, conditions: Value| {
+fn a_component_serves_while_one_replica_is_ready() {
+    let live = |wanted: i64, ready: i64, conditions: Value| {
         json!({
             "metadata": {"generation": 2},
             "spec": {"replicas": wanted},
-            "status": {"observedGeneration": 1, "availableReplicas": available, "conditions": conditions},
+            "status": {"observedGeneration": 1, "readyReplicas": ready, "conditions": conditions},
         })
     };
     let failure = json!([
@@ -273,10 +273,10 @@ fn a_component_serves_while_one_replica_is_available() {
     ]);
     let cases = [
         (Some(live(3, 3, json!([]))), true, "Available", ""),
-        (Some(live(3, 1, json!([]))), true, "ReplicasUnavailable", "component api: 1 of 3 replicas available"),
+        (Some(live(3, 1, json!([]))), true, "ReplicasUnavailable", "component api: 1 of 3 replicas ready"),
         (Some(live(0, 0, json!([]))), true, "ScaledToZero", "component api is scaled to zero"),
-        (Some(live(2, 0, json!([]))), false, "ReplicasUnavailable", "component api: 0 of 2 replicas available"),
-        (Some(live(2, 0, failure)), false, "PodsRefused", "component api: 0 of 2 replicas available; exceeded quota"),
+        (Some(live(2, 0, json!([]))), false, "ReplicasUnavailable", "component api: 0 of 2 replicas ready"),
+        (Some(live(2, 0, failure)), false, "PodsRefused", "component api: 0 of 2 replicas ready; exceeded quota"),
         (None, false, "DeploymentMissing", "component api has no Deployment yet"),
     ];
     let mut states = Vec::new();
@@ -289,4 +289,57 @@ fn a_component_serves_while_one_replica_is_available() {
     let (reason, message) = availability::unavailable(&states).unwrap();
     assert_eq!(reason, "ReplicasUnavailable");
     assert_eq!(message.matches("; ").count(), 3);
+}
+
+#[test]
+fn what_is_ready_serves_and_lasts_once_it_is_available() {
+    let state = |wanted: i64, ready: i64, available: i64| {
+        let live = json!({
+            "metadata": {"generation": 1}, "spec": {"replicas": wanted},
+            "status": {"observedGeneration": 1, "readyReplicas": ready, "availableReplicas": available},
+        });
+        let state = availability::component_state("api", Some(&live));
+        (state.available, state.lasting)
+    };
+    assert_eq!(state(2, 1, 0), (true, false));
+    assert_eq!(state(2, 2, 1), (true, true));
+    assert_eq!(state(2, 0, 0), (false, false));
+    assert_eq!(state(0, 0, 0), (true, true));
+}
+
+#[test]
+fn new_pods_must_last_for_ten_seconds_or_what_fits_into_the_deadline() {
+    let seconds = |rollout: Value| {
+        let mut application = application();
+        application.spec.rollout = serde_json::from_value(rollout).unwrap();
+        let objects = build(&application, &server(), &BTreeMap::new()).unwrap();
+        objects.deployments[0].body["spec"]["minReadySeconds"].clone()
+    };
+    assert_eq!(seconds(Value::Null), 10);
+    assert_eq!(seconds(json!({"minReadySeconds": 45})), 45);
+    assert_eq!(seconds(json!({"minReadySeconds": 0})), Value::Null, "Kubernetes' own default");
+    assert_eq!(seconds(json!({"minReadySeconds": 900})), 300, "half of Kubernetes' ten minutes");
+    assert_eq!(seconds(json!({"deadline": "5s"})), 2);
+    assert_eq!(seconds(json!({"deadline": "1s"})), Value::Null);
+}
+
+#[test]
+fn a_budget_stands_wherever_there_can_be_more_than_one_replica() {
+    let has_budget = |component: Value| {
+        let mut whole = json!({
+            "name": "api",
+            "template": {"spec": {"containers": [
+                {"name": "api", "image": "x", "resources": {"requests": {"cpu": "100m"}}},
+            ]}},
+        });
+        whole.as_object_mut().unwrap().extend(component.as_object().unwrap().clone());
+        let objects = build(&application_with(whole), &server(), &BTreeMap::new()).unwrap().into_ordered();
+        objects.iter().any(|object| object.kind == Kind::PodDisruptionBudget)
+    };
+    let scaled =
+        |most: i32| json!({"autoscaling": {"pooled": {"minReplicas": 1, "maxReplicas": most, "targetCpuPercent": 80}}});
+    assert!(has_budget(scaled(8)), "it may have eight by now");
+    assert!(!has_budget(scaled(1)));
+    assert!(has_budget(json!({"replicas": {"pooled": 2}})));
+    assert!(!has_budget(json!({"replicas": {"pooled": 1}})));
 }

@@ -62,6 +62,24 @@ fn a_quota_is_enough_for_the_replicas_and_the_surge_and_not_one_milli_less() {
 }
 
 #[test]
+fn the_claims_of_ephemeral_volumes_need_room_too() {
+    let own = |quota: Value| {
+        let mut spec = web(&json!({}), &json!({}));
+        let claim = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}});
+        spec["volumes"] = json!([{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}]);
+        one(3, &spec, &quota)
+    };
+    assert!(own(json!({"requests.storage": "8Gi", "persistentvolumeclaims": 4})).effective().is_ok());
+    let parts = ["8Gi is needed, and the quota is 7Gi", "web 4 x 2Gi (3 + 1 while a rollout goes on)"];
+    one_fault(&own(json!({"requests.storage": "7Gi"})), "QuotaTooSmall Plan smb: spec.quota.requests.storage", &parts);
+    one_fault(
+        &own(json!({"persistentvolumeclaims": 3})),
+        "QuotaTooSmall Plan smb: spec.quota.persistentvolumeclaims",
+        &["4 is needed"],
+    );
+}
+
+#[test]
 fn an_autoscaled_component_needs_room_for_the_most_replicas() {
     let own = |quota: Value| {
         one(1, &web(&json!({"cpu": "100m"}), &json!({})), &quota).with(|own| {

@@ -10,11 +10,11 @@ use tenantry::{
 };
 
 use crate::{
-    fixtures::{API_SERVER, Own, application, build, server},
+    fixtures::{API_SERVER, Own, application, build_pool, pool, server},
     policies::{Cluster, End, Labels, Pod},
 };
 
-/// A cluster with one pool, a bridge tenant, two dedicated tenants, and everything around.
+/// A cluster with two of each tier, and everything around.
 struct World {
     cluster: Cluster,
     pods: BTreeMap<(String, String), Pod>,
@@ -24,12 +24,18 @@ impl World {
     /// With the fixtures after `change`, which has to leave the names of components alone.
     fn new(change: impl Fn(&mut Own)) -> Self {
         let mut world = Self { cluster: Cluster::default(), pods: BTreeMap::new() };
-        let pool = Own::bridge().with(&change);
-        world.add(&build(&pool.application, &pool.server, &BTreeMap::new()).unwrap().into_ordered());
-        world.add(&Own::bridge().with(&change).ordered());
-        world.add(&Own::dedicated().with(&change).ordered());
-        let other = Own::dedicated().with(|own| own.tenant.metadata.name = Some("giga".into()));
-        world.add(&other.with(&change).ordered());
+        let own = Own::bridge().with(&change);
+        for name in ["crm-1", "crm-2"] {
+            let mut pool = pool();
+            pool.metadata.name = Some(name.into());
+            let objects = build_pool(&pool, &own.application, &own.server, &BTreeMap::new());
+            world.add(&objects.unwrap().into_ordered());
+        }
+        for (own, other) in [(Own::bridge(), "apex"), (Own::dedicated(), "giga")] {
+            let other = own.clone().with(|own| own.tenant.metadata.name = Some(other.into()));
+            world.add(&own.with(&change).ordered());
+            world.add(&other.with(&change).ordered());
+        }
         for (namespace, name) in [("gateways", "gateway"), ("kube-system", "dns"), ("shop", "stranger")] {
             let labels = [("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())].into();
             world.cluster.namespaces.insert(namespace.to_owned(), labels);
@@ -86,9 +92,11 @@ impl World {
 }
 
 /// The namespaces of each tier.
-const NAMESPACES: [(Tier, &str); 4] = [
+const NAMESPACES: [(Tier, &str); 6] = [
     (Tier::Pooled, "pool-crm-1"),
+    (Tier::Pooled, "pool-crm-2"),
     (Tier::Bridge, "tenant-acme"),
+    (Tier::Bridge, "tenant-apex"),
     (Tier::Dedicated, "tenant-mega"),
     (Tier::Dedicated, "tenant-giga"),
 ];

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tenantry::desired::{
-    Kind, Object,
-    availability::component_state,
-    rollout::{
-        ANNOTATION_ROLLOUT, Cause, Decision, Progress, Record, RolloutState, STOPPED, Source, Turns, Unit, UnitKind,
-        UnitName, WAITING, cause, decide, held_back, identity, recorded, template_hash,
+use tenantry::{
+    api::Rollout,
+    desired::{
+        Kind, Object,
+        availability::component_state,
+        rollout::{
+            ANNOTATION_ROLLOUT, Cause, Decision, Progress, Record, RolloutState, STOPPED, Source, Turns, Unit,
+            UnitKind, UnitName, WAITING, cause, decide, held_back, identity, recorded, template_hash,
+        },
     },
 };
 
@@ -73,6 +76,36 @@ fn who_is_held_back_gets_all_but_the_template() {
     assert_eq!(identity(&new, &record), identity(&desired("crm:3", 3), &record));
     assert_ne!(identity(&new, &record), identity(&desired("crm:2", 4), &record));
     assert_ne!(identity(&new, &record), identity(&new, &Record { staged: false, ..record.clone() }));
+}
+
+#[test]
+fn whether_new_pods_last_is_waited_for_in_turns_alone() {
+    let waiting = |seconds: i64| {
+        let mut object = desired("crm:2", 2);
+        object.body["spec"]["minReadySeconds"] = json!(seconds);
+        object
+    };
+    let object = waiting(10);
+    let (first, turn) = (Record::new(&object, None, false), Record::new(&object, None, true));
+    assert_eq!(recorded(&object, &turn).body["spec"]["minReadySeconds"], 10);
+    assert_eq!(recorded(&object, &first).body["spec"].get("minReadySeconds"), None, "a first start");
+    // Who is held back keeps what came with its template.
+    for (record, expected) in [(&turn, json!(20)), (&first, Value::Null)] {
+        let held = held_back(&waiting(20), &live(&recorded(&object, record))).expect("the record is ours");
+        assert_eq!(held.body["spec"]["minReadySeconds"], expected);
+    }
+    // And what nobody would see is no change.
+    assert_eq!(identity(&waiting(20), &first), identity(&object, &first));
+    assert_ne!(identity(&waiting(20), &turn), identity(&object, &turn));
+}
+
+#[test]
+fn five_namespaces_at_a_time_where_nobody_says_and_one_pool() {
+    let says = |count: Option<i32>| Rollout { max_unavailable: count, deadline: None, min_ready_seconds: None };
+    assert_eq!(UnitKind::Tenant.at_a_time(None), 5);
+    assert_eq!(UnitKind::Tenant.at_a_time(Some(&says(None))), 5);
+    assert_eq!(UnitKind::Tenant.at_a_time(Some(&says(Some(2)))), 2);
+    assert_eq!(UnitKind::Pool.at_a_time(Some(&says(Some(20)))), 1);
 }
 
 #[test]
@@ -140,7 +173,7 @@ struct Model {
 
 fn unit(name: usize, staged: bool, progress: Progress, available: bool) -> Unit {
     let mut state = component_state("web", None);
-    state.available = available;
+    (state.available, state.lasting) = (available, available);
     state.rollout.record = Some(Record { template: 0, source: None, staged });
     state.rollout.progress = progress;
     let name = UnitName { kind: UnitKind::Pool, name: format!("crm-{name:02}") };
@@ -187,6 +220,10 @@ fn turns_by_case() {
     let mut turns = Turns::default();
     turns.told.insert(down.name.clone(), wait);
     assert_eq!(decide(&well(1), Cause::Common, &[down], &turns, 1), go(true));
+    // Nor is it whole because it is ready for a moment, between one end and the next.
+    let mut relapsing = unit(2, true, Progress::Complete, false);
+    relapsing.components[0].available = true;
+    assert!(waits(&decided(&well(1), &[relapsing]), WAITING));
     // A tenant's own change goes at once, and gives nobody's turn away.
     assert_eq!(decide(&well(1), Cause::Own, &stopped, &Turns::default(), 1), go(false));
     let turn = unit(1, true, Progress::Rolling, true);
@@ -268,10 +305,10 @@ impl Fleet {
                 if state.rollout.progress != Progress::Complete {
                     state.rollout.progress =
                         if well { Progress::Complete } else { Progress::Failed("it failed".into()) };
-                    state.available |= well;
+                    state.lasting |= well;
                 }
             }
-            Event::Serves(index, serves) => self.models[index].unit.components[0].available = serves,
+            Event::Serves(index, serves) => self.models[index].unit.components[0].lasting = serves,
         }
     }
 }

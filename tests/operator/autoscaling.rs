@@ -5,19 +5,24 @@ use std::{
     time::Duration,
 };
 
+use devcluster::Options;
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams},
     core::ApiResource,
-    runtime::watcher::{self, Event, watcher},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::{
-    ground::{eventually, ready_tenant, shared},
+    ground::{Ground, eventually, ready_tenant, shared},
+    proxy::{Moment, Proxy},
     verbs::{application, named, of, read, web},
 };
 
@@ -84,6 +89,45 @@ async fn switching_an_autoscaler_on_never_drops_the_replicas() {
     settled("with an autoscaler after nothing ran", 1, image).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_autoscaler_sets_while_it_is_handed_the_replicas_stays() {
+    let mut ground = Ground::start(Options::default()).await;
+    let proxy = Proxy::start(&ground).await;
+    ground.kubeconfig.clone_from(&proxy.kubeconfig);
+    let _operator = ground.operator(&[]);
+    ground.examples().await;
+    let client = &ground.client;
+    let mut web = web();
+    web["replicas"] = json!({"pooled": 5});
+    let more = |web: &Value| json!({"components": [web], "migrations": null});
+    application(client, "handed", more(&web)).await;
+    ready_tenant(client, "relay", of("handed", json!({}))).await;
+    // The operator has read the count, and is about to hand it over.
+    proxy.arm("fieldManager=tenantry-replicas", Moment::BeforeTheCall);
+    web["autoscaling"] = json!({"pooled": {"minReplicas": 2, "maxReplicas": 10, "targetCpuPercent": 80}});
+    web["replicas"] = Value::Null;
+    let image = "registry.example.com/crm:0.2.0";
+    web["template"]["spec"]["containers"][0]["image"] = image.into();
+    application(client, "handed", more(&web)).await;
+    proxy.reached().await;
+    let params = PatchParams { field_manager: Some("an-autoscaler".into()), ..PatchParams::default() };
+    let deployments = Api::<Deployment>::namespaced(client.clone(), "pool-handed-1");
+    let scale = json!({"spec": {"replicas": 8}});
+    deployments.patch_scale("web", &params, &Patch::Merge(scale)).await.expect("scaled");
+    let deployment = named("apps/v1", "Deployment", Some("pool-handed-1"), "web");
+    let watched = watch_replicas(client, &deployment).await;
+    proxy.release();
+    // What it applies afterwards has the other image.
+    let handed = eventually(async || {
+        let live = read(client, &deployment).await?;
+        (live["spec"]["template"]["spec"]["containers"][0]["image"] == image).then_some(live)
+    });
+    let handed = handed.await.expect("the count is handed over");
+    assert_eq!(handed["spec"]["replicas"], 8);
+    let seen = watched();
+    assert!(seen.iter().all(|replicas| *replicas == 8), "{seen:?}");
+}
+
 /// Notes the replicas of every version of a Deployment from now on; ask for what was seen.
 pub async fn watch_replicas(client: &Client, deployment: &Value) -> impl FnOnce() -> Vec<i64> {
     let name = deployment["metadata"]["name"].as_str().expect("a name");
@@ -98,7 +142,8 @@ pub async fn watch_replicas(client: &Client, deployment: &Value) -> impl FnOnce(
     let (note, listed) = (Arc::clone(&seen), Arc::new(Notify::new()));
     let tell = Arc::clone(&listed);
     let task = tokio::spawn(async move {
-        let mut events = Box::pin(watcher(api, config));
+        // Where the API server is gone, one without pauses would hold its thread for ever.
+        let mut events = Box::pin(watcher(api, config).default_backoff());
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::InitApply(live) | Event::Apply(live)) => {

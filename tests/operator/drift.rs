@@ -41,6 +41,15 @@ pub fn replace(path: &str, value: impl Into<Value>) -> Value {
     json!([{"op": "replace", "path": path, "value": value}])
 }
 
+/// A change with which a person clears what says who set which field.
+pub fn unsigned(path: &str, value: impl Into<Value>) -> Value {
+    let value = value.into();
+    json!([
+        {"op": "replace", "path": "/metadata/managedFields", "value": [{}]},
+        {"op": "add", "path": path, "value": value},
+    ])
+}
+
 /// A label that says whose an object is: without it, or with another's, it is still ours.
 fn mislabelled() -> [Value; 3] {
     [
@@ -80,6 +89,7 @@ fn children() -> Vec<Child> {
                 add("/spec/template/metadata/labels/team", "mine"),
                 replace("/spec/replicas", 5),
                 add("/spec/paused", true),
+                unsigned(&format!("{pod}/volumes/-"), json!({"name": "spy", "emptyDir": {}})),
             ]
             .into_iter()
             .chain(mislabelled()),
@@ -130,6 +140,10 @@ fn children() -> Vec<Child> {
             "tenantry-agent",
             [
                 add("/subjects/-", json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "mallory"})),
+                unsigned(
+                    "/subjects/-",
+                    json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "mallory"}),
+                ),
                 replace("/subjects/0/name", "default"),
                 remove("/subjects"),
             ]
@@ -184,6 +198,8 @@ fn children() -> Vec<Child> {
                 remove("/data/colour"),
                 add("/data/shape", "round"),
                 add("/binaryData", json!({"bytes": "AAEC"})),
+                unsigned("/data/shape", "round"),
+                unsigned("/data/colour", "red"),
             ]
             .into_iter()
             .chain(mislabelled()),
@@ -215,6 +231,7 @@ fn children() -> Vec<Child> {
                 replace("/spec/rules/0/backendRefs/0/name", "spy"),
                 add("/spec/rules/-", json!({"backendRefs": [{"name": "spy", "port": 80}]})),
                 replace("/spec/parentRefs/0/name", "internal"),
+                unsigned("/spec/hostnames/-", "stolen.example.com"),
                 remove("/metadata/labels/tenantry.io~1tenant"),
                 replace("/metadata/labels/tenantry.io~1tenant", "another"),
             ],
@@ -364,4 +381,26 @@ async fn every_child_is_brought_back() {
     })
     .await;
     await_tenant(&client, "driftwood", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ingress_is_brought_back() {
+    let (_, client) = shared().await;
+    let route = json!({"parentRefs": null, "ingressClassName": "nginx", "tls": {"secretName": "{tenant}-tls"}});
+    application(&client, "ingress-drift", json!({"route": route, "migrations": null})).await;
+    ready_tenant(&client, "flotsam", of("ingress-drift", json!({}))).await;
+    let own = |name: &str| named("networking.k8s.io/v1", "Ingress", Some("pool-ingress-drift-1"), name);
+    let stolen = json!({"host": "stolen.example.com"});
+    let changes = vec![
+        add("/spec/rules/-", stolen.clone()),
+        replace("/spec/rules/0/host", "stolen.example.com"),
+        replace("/spec/rules/0/http/paths/0/backend/service/name", "spy"),
+        add("/spec/defaultBackend", json!({"service": {"name": "spy", "port": {"number": 80}}})),
+        replace("/spec/ingressClassName", "internal"),
+        remove("/spec/tls"),
+        unsigned("/spec/rules/-", stolen),
+        remove("/metadata/labels/tenantry.io~1tenant"),
+        replace("/metadata/labels/tenantry.io~1tenant", "another"),
+    ];
+    comes_back(&client, &Child { object: own("flotsam"), changes }).await;
 }

@@ -85,3 +85,18 @@ async fn a_foreign_namespace() {
     refused(&client, &foreign, &ours("Pool", "foreign-place-1"), "WorkloadReady").await;
     await_tenant(&client, "settler", "Ready", |tenant| is(tenant, "Ready", "True")).await;
 }
+
+#[tokio::test]
+async fn a_foreign_ingress() {
+    let (_, client) = shared().await;
+    let route = json!({"parentRefs": null, "ingressClassName": "nginx"});
+    application(&client, "foreign-ingress", json!({"route": route, "migrations": null})).await;
+    ready_tenant(&client, "nomad-a", of("foreign-ingress", json!({}))).await;
+    let mut foreign = named("networking.k8s.io/v1", "Ingress", Some("pool-foreign-ingress-1"), "nomad-b");
+    let backend = json!({"service": {"name": "mine", "port": {"number": 80}}});
+    foreign["spec"] = json!({"ingressClassName": "nginx", "defaultBackend": backend});
+    create(&client, &foreign).await;
+    apply(&client, &tenant("nomad-b", of("foreign-ingress", json!({})))).await.expect("a Tenant");
+    refused(&client, &foreign, &ours("Tenant", "nomad-b"), "RouteReady").await;
+    await_tenant(&client, "nomad-b", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}

@@ -18,7 +18,7 @@ use super::{
         Ground, apply, await_tenant, condition, create, credentials, eventually, is, ready_tenant, shared, tenant,
     },
     steps::{Running, healed, migrations, plan, stalled},
-    verbs::{application, await_condition, delete, log_in, named, of, ours, patch, place, read, rows, web},
+    verbs::{application, await_condition, delete, log_in, named, of, ours, patch, place, read, rows, superuser, web},
 };
 
 /// The pods of a namespace, by name, with their UIDs.
@@ -142,6 +142,30 @@ async fn a_tier_can_be_changed_as_long_as_there_is_no_data() {
     let status = ready.status.expect("a status");
     assert!(condition(&status.conditions, "NamespaceReady").is_none(), "{:#?}", status.conditions);
     assert!(read(&client, &named("v1", "Namespace", None, "tenant-blocked")).await.is_some(), "it is not ours");
+}
+
+#[tokio::test]
+async fn a_change_of_tier_takes_back_a_namespace_that_no_data_came_to() {
+    let (ground, client) = shared().await;
+    application(&client, "halfway", json!({"migrations": null})).await;
+    plan(&client, "any-tier-3", json!({"allowedTiers": ["pooled", "bridge", "dedicated"]})).await;
+    // Somebody else has the name of the database.
+    let session = superuser(ground, "postgres").await;
+    session.execute("CREATE DATABASE bridge_halfway_1", &[]).await.expect("a database");
+    let at = |tier: &str| of("halfway", json!({"spec": {"plan": "any-tier-3", "tier": tier}}));
+    apply(&client, &tenant("midway", at("bridge"))).await.expect("a Tenant");
+    let object = ours("Tenant", "midway");
+    await_condition(&client, &object, "DatabaseReady", "False", "bridge_halfway_1").await;
+    let namespace = named("v1", "Namespace", None, "tenant-midway");
+    let made = eventually(async || read(&client, &namespace).await).await;
+    assert!(made.is_some(), "its namespace is made before its database");
+    patch(&client, &object, &json!({"spec": {"tier": "pooled"}})).await;
+    assert_eq!(place(&healed(&client, "midway").await).1, "pool-halfway-1");
+    let gone = eventually(async || read(&client, &namespace).await.is_none().then_some(())).await;
+    assert!(gone.is_some(), "what was made for it goes");
+    // What isn't ours stays.
+    let kept = "SELECT datname::text FROM pg_database WHERE datname = 'bridge_halfway_1'";
+    assert_eq!(rows(&session, kept).await, ["bridge_halfway_1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -113,10 +113,10 @@ async fn an_outage_shows_on_the_pool_and_on_its_tenants_and_ends_there() {
     let pool = ours("Pool", "shaky-1");
     set_pods_ready(&client, "pool-shaky-1", false).await;
     let message = await_condition(&client, &pool, "Available", "False", "web").await;
-    assert!(message.contains("0 of 2 replicas available"), "{message}");
+    assert!(message.contains("0 of 2 replicas ready"), "{message}");
     for name in ["quake-a", "quake-b"] {
         let tenant = ours("Tenant", name);
-        await_condition(&client, &tenant, "WorkloadReady", "False", "0 of 2 replicas available").await;
+        await_condition(&client, &tenant, "WorkloadReady", "False", "0 of 2 replicas ready").await;
         await_condition(&client, &tenant, "Ready", "False", "shaky-1").await;
         await_condition(&client, &tenant, "DatabaseReady", "True", "").await;
     }

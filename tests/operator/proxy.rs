@@ -98,6 +98,7 @@ struct Inner {
     rules: Mutex<Vec<Rule>>,
     gate: Option<Arc<Gate>>,
     reached: Notify,
+    released: Notify,
 }
 
 impl Inner {
@@ -135,8 +136,14 @@ impl Proxy {
     /// One whose writes are counted at a gate.
     pub async fn with_gate(ground: &Ground, gate: Option<Arc<Gate>>) -> Self {
         let client = ground.cluster.service_account_client(NAMESPACE, "tenantry").await.expect("a client");
-        let inner =
-            Arc::new(Inner { client, armed: Mutex::default(), rules: Mutex::default(), gate, reached: Notify::new() });
+        let inner = Arc::new(Inner {
+            client,
+            armed: Mutex::default(),
+            rules: Mutex::default(),
+            gate,
+            reached: Notify::new(),
+            released: Notify::new(),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let server = format!("http://{}", listener.local_addr().expect("an address"));
         let kubeconfig = ground.cluster.dir().join("proxy-kubeconfig");
@@ -154,7 +161,7 @@ impl Proxy {
         Self { kubeconfig, inner, cut, task }
     }
 
-    /// Stops the next PATCH whose path ends so.
+    /// Stops the next PATCH whose path, or query, ends so.
     pub fn arm(&self, path: &str, moment: Moment) {
         *self.inner.armed.lock().expect("no panic") = Some((path.to_owned(), moment));
     }
@@ -163,6 +170,11 @@ impl Proxy {
     pub async fn reached(&self) {
         let patience = Duration::from_secs(60);
         tokio::time::timeout(patience, self.inner.reached.notified()).await.expect("the call is made");
+    }
+
+    /// Lets a call that was stopped before it go on.
+    pub fn release(&self) {
+        self.inner.released.notify_one();
     }
 
     /// Lets each `every`th call of a sort go wrong, from now on.
@@ -224,13 +236,14 @@ impl Listener for Cuttable {
 async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let stop = {
         let mut armed = inner.armed.lock().expect("no panic");
-        let hit = armed
-            .as_ref()
-            .is_some_and(|(path, _)| request.method() == Method::PATCH && request.uri().path().ends_with(path));
+        let uri = request.uri();
+        let ends = |end: &str| uri.path().ends_with(end) || uri.query().is_some_and(|query| query.ends_with(end));
+        let hit = armed.as_ref().is_some_and(|(end, _)| request.method() == Method::PATCH && ends(end));
         if hit { armed.take().map(|(_, moment)| moment) } else { None }
     };
     if stop == Some(Moment::BeforeTheCall) {
-        hold(&inner).await;
+        inner.reached.notify_one();
+        inner.released.notified().await;
     }
     let calls = Calls::of(&request);
     let fault = inner.fault(calls);

@@ -246,8 +246,10 @@ async fn a_restart_in_mid_rollout_begins_no_second_turn() {
     let client = &ground.client;
     let operator = ground.operator(&[]);
     ground.examples().await;
-    let pools = three_pools(client, "tides", json!({})).await;
-    staged(client, "tides", NEW, json!({"web": nowhere()})).await;
+    // So that a restart finds what is there with a turn alone.
+    let lasting = json!({"rollout": {"minReadySeconds": 1}});
+    let pools = three_pools(client, "tides", json!({"spec": lasting})).await;
+    staged(client, "tides", NEW, json!({"spec": lasting, "web": nowhere()})).await;
     let mut rolling = None;
     let begun = eventually(async || {
         for pool in &pools {

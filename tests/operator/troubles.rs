@@ -8,16 +8,23 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
+    bridge::bridge,
+    dedicated::dedicated,
     ground::{apply, await_tenant, eventually, is, shared, tenant},
-    verbs::{application, await_condition, of, ours, read, web},
+    verbs::{application, await_condition, named, of, ours, read, web},
 };
 
 /// The label and taint of the node that kwok doesn't play: its pods stay as the test, in the
 /// place of a kubelet, says.
 const BARE: &str = "example.com/bare";
 
-/// Makes that node.
+/// Makes that node, once.
 async fn bare_node(client: &Client) {
+    static MADE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    MADE.get_or_init(async || make_bare_node(client).await).await;
+}
+
+async fn make_bare_node(client: &Client) {
     let node = json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "bare", "labels": {BARE: "true"}},
         "spec": {"taints": [{"key": BARE, "effect": "NoSchedule"}]},
@@ -82,9 +89,17 @@ fn running() -> Value {
     json!({"ready": true, "state": {"running": {"startedAt": "2026-11-22T10:00:00Z"}}, "lastState": null})
 }
 
-/// The reason of a Pool's condition.
-async fn reason(client: &Client, pool: &Value, kind: &str) -> String {
-    let live = read(client, pool).await.expect("a Pool");
+/// Ends again and again, with this code.
+fn crashing(code: i64) -> Value {
+    json!({
+        "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+        "lastState": {"terminated": {"exitCode": code, "reason": "Error"}},
+    })
+}
+
+/// The reason of an object's condition.
+async fn reason(client: &Client, object: &Value, kind: &str) -> String {
+    let live = read(client, object).await.expect("it is there");
     let conditions = live["status"]["conditions"].as_array().expect("conditions");
     let condition = conditions.iter().find(|condition| condition["type"] == kind).expect("the condition");
     condition["reason"].as_str().expect("a reason").to_owned()
@@ -102,7 +117,7 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
 
     // A pool that doesn't come up.
     kubelet_says(&client, namespace, first, image_error()).await;
-    let text = format!("component web: 0 of 1 replicas available; container crm can't pull {first}: manifest unknown");
+    let text = format!("component web: 0 of 1 replicas ready; container crm can't pull {first}: manifest unknown");
     let message = await_condition(&client, &pool, "Available", "False", "manifest unknown").await;
     assert_eq!(message, text);
     assert_eq!(reason(&client, &pool, "Available").await, "ImagePullBackOff");
@@ -137,4 +152,95 @@ async fn an_image_that_is_missing_and_a_crash_loop_are_named() {
     kubelet_says(&client, namespace, second, running()).await;
     await_condition(&client, &pool, "RolledOut", "True", "").await;
     await_condition(&client, &ours("Application", "troubled"), "Ready", "True", "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pods_of_a_tenants_own_namespace_say_it_on_the_tenant() {
+    let (_, client) = shared().await;
+    bare_node(&client).await;
+    let image = "registry.example.com/crm:2.0.0";
+    application(&client, "poorly", json!({"components": [component(image)], "migrations": null})).await;
+    let one = json!({"spec": {"overrides": [{"component": "web", "replicas": 1}]}});
+    for (name, more) in [("poorly-b", bridge("poorly", one.clone())), ("poorly-d", dedicated("poorly", one.clone()))] {
+        apply(&client, &tenant(name, more)).await.expect("a Tenant");
+        let (object, namespace) = (ours("Tenant", name), format!("tenant-{name}"));
+        kubelet_says(&client, &namespace, image, image_error()).await;
+        let message = await_condition(&client, &object, "WorkloadReady", "False", "manifest unknown").await;
+        assert_eq!(
+            message,
+            format!("component web: 0 of 1 replicas ready; container crm can't pull {image}: manifest unknown")
+        );
+        assert_eq!(reason(&client, &object, "WorkloadReady").await, "ImagePullBackOff");
+        kubelet_says(&client, &namespace, image, crashing(3)).await;
+        await_condition(&client, &object, "WorkloadReady", "False", "crm ends again and again: exit code 3").await;
+        assert_eq!(reason(&client, &object, "WorkloadReady").await, "CrashLoopBackOff");
+        await_condition(&client, &object, "Ready", "False", "component web").await;
+        kubelet_says(&client, &namespace, image, running()).await;
+        await_tenant(&client, name, "Ready", |tenant| is(tenant, "Ready", "True")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_ends_a_while_after_it_was_ready_reaches_nobody_else() {
+    let (_, client) = shared().await;
+    bare_node(&client).await;
+    let [old, new, fixed] = ["3.0.0", "3.1.0", "3.2.0"].map(|version| format!("registry.example.com/crm:{version}"));
+    let with = |image: &str, seconds: i32| {
+        json!({
+            "components": [component(image)], "migrations": null, "pools": {"maxTenants": 1},
+            "rollout": {"minReadySeconds": seconds},
+        })
+    };
+    // Longer than this test waits for anything: a first start doesn't wait for it.
+    application(&client, "relapsing", with(&old, 300)).await;
+    let pools = ["relapsing-1", "relapsing-2"];
+    for pool in pools {
+        apply(&client, &tenant(&format!("of-{pool}"), of("relapsing", json!({})))).await.expect("a Tenant");
+        kubelet_says(&client, &format!("pool-{pool}"), &old, running()).await;
+        await_condition(&client, &ours("Pool", pool), "Ready", "True", "").await;
+        await_condition(&client, &ours("Pool", pool), "RolledOut", "True", "").await;
+    }
+
+    application(&client, "relapsing", with(&new, 300)).await;
+    let deployment = |pool: &str| named("apps/v1", "Deployment", Some(&format!("pool-{pool}")), "web");
+    let has_new = async |pool: &str| {
+        let live = read(&client, &deployment(pool)).await.expect("a Deployment");
+        live["spec"]["template"].to_string().contains(&new)
+    };
+    let first = eventually(async || {
+        for pool in pools {
+            if has_new(pool).await {
+                return Some(pool);
+            }
+        }
+        None
+    });
+    let first = first.await.expect("the rollout begins");
+    let other = pools.into_iter().find(|pool| *pool != first).expect("two pools");
+    for code in [3, 4] {
+        kubelet_says(&client, &format!("pool-{first}"), &new, running()).await;
+        let both = eventually(async || {
+            let live = read(&client, &deployment(first)).await?;
+            (live["status"]["readyReplicas"] == 2).then_some(())
+        });
+        assert!(both.await.is_some(), "the old pod stays, and the new one is ready");
+        kubelet_says(&client, &format!("pool-{first}"), &new, crashing(code)).await;
+        let says = format!("container crm ends again and again: exit code {code}");
+        await_condition(&client, &ours("Pool", first), "RolledOut", "False", &says).await;
+        let message = await_condition(&client, &ours("Application", "relapsing"), "RolledOut", "False", &says).await;
+        assert!(message.contains(first), "{message}");
+        await_condition(&client, &ours("Pool", other), "RolledOut", "False", "comes after others").await;
+        assert!(!has_new(other).await, "it reached the next one");
+        for pool in pools {
+            await_condition(&client, &ours("Pool", pool), "Ready", "True", "").await;
+        }
+    }
+
+    // What heals it goes there first, and then to all.
+    application(&client, "relapsing", with(&fixed, 0)).await;
+    for pool in [first, other] {
+        kubelet_says(&client, &format!("pool-{pool}"), &fixed, running()).await;
+        await_condition(&client, &ours("Pool", pool), "RolledOut", "True", "").await;
+    }
+    await_condition(&client, &ours("Application", "relapsing"), "Ready", "True", "").await;
 }

@@ -19,11 +19,12 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::ground::{Ground, documents, dynamic, eventually, merge, root};
 
 /// An Application like the example's, with a name and a domain of its own: its pools are
-/// nobody else's. A null in `more` takes a field out.
+/// nobody else's. Its rollouts wait for no pod to last. A null in `more` takes a field out.
 pub async fn application(client: &Client, name: &str, more: Value) {
     let mut application = documents(&root().join("examples/application.yaml")).remove(0);
     application["metadata"]["name"] = name.into();
     application["spec"]["route"]["hostTemplate"] = format!("{{tenant}}.{name}.example.com").into();
+    application["spec"]["rollout"] = json!({"minReadySeconds": 0});
     merge(&mut application["spec"], more);
     without_nulls(&mut application);
     let resource = dynamic(client, &application);
