@@ -235,6 +235,8 @@ async fn drop_orphans(world: &World, name: &str, connected: &Connected) -> Resul
                 world.push_waiting();
             }
             Ok(false) => {}
+            // By way of another DatabaseServer something came into it.
+            Err(error) if error.class() == ErrorClass::Waiting => {}
             Err(error) => {
                 warn!(database, %error, "can't be dropped yet");
                 first = first.and(Err(error));
