@@ -104,6 +104,11 @@ impl World {
         entered.then(|| Seat { world: Arc::clone(self), compartment })
     }
 
+    /// How many reconciles of tenants may be at work on one server.
+    pub(super) fn tenant_seats(&self) -> usize {
+        self.seats(&std::mem::discriminant(&Owner::Tenant(String::new())))
+    }
+
     fn seats(&self, queue: &std::mem::Discriminant<Owner>) -> usize {
         let pools = std::mem::discriminant(&Owner::Pool(String::new()));
         let all = usize::from(if *queue == pools { super::FEW } else { self.args.concurrency });

@@ -5,7 +5,9 @@
 //! nothing to do sends no SQL.
 
 use std::{
+    array,
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -13,12 +15,25 @@ use std::{
 use super::tenant::Stranger;
 use crate::database::{
     DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
+    TenantSettings,
 };
+
+/// How many tenants' records are read anew at a time, at most.
+const TURNS: usize = 64;
 
 /// The connected servers by the names of their DatabaseServers.
 #[derive(Default)]
 pub(super) struct Databases {
     servers: RwLock<HashMap<String, Arc<Connected>>>,
+    loading: Mutex<HashMap<String, Arc<Loading>>>,
+}
+
+/// A server whose records are being read. They are kept while it takes more than one attempt:
+/// nobody changes anything on a server that is not connected yet.
+pub(super) struct Loading {
+    pub(super) connected: Arc<Connected>,
+    /// The databases that were read.
+    pub(super) done: Mutex<BTreeSet<String>>,
 }
 
 impl Databases {
@@ -32,11 +47,30 @@ impl Databases {
         servers.iter().map(|(name, server)| (name.clone(), Arc::clone(server))).collect()
     }
 
+    /// The server that an attempt before this one has begun to read, with these settings.
+    pub(super) fn loading(&self, name: &str, config_hash: u64) -> Option<Arc<Loading>> {
+        let loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        loading.get(name).filter(|loading| loading.connected.config_hash == config_hash).cloned()
+    }
+
+    /// Begins to read a server's records.
+    pub(super) fn begin(&self, name: &str, connected: Connected) -> Arc<Loading> {
+        let loading = Arc::new(Loading { connected: Arc::new(connected), done: Mutex::default() });
+        // What is changed by way of the old connection meanwhile would be missed.
+        if self.get(name).is_none() {
+            let mut all = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+            all.insert(name.to_owned(), Arc::clone(&loading));
+        }
+        loading
+    }
+
     pub(super) fn insert(&self, name: &str, server: Arc<Connected>) {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.servers.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), server);
     }
 
     pub(super) fn remove(&self, name: &str) {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.servers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 }
@@ -54,6 +88,9 @@ pub(super) struct Connected {
     databases: Mutex<HashMap<String, DatabaseIndex>>,
     /// Databases that are being made: many tenants may come to a new one at the same time.
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Whose record is being read anew: each tenant has one of these, with others.
+    turns: [tokio::sync::Mutex<()>; TURNS],
+    hasher: RandomState,
     /// What other clusters have here, by the Tenant's name and the Application's.
     strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
@@ -89,6 +126,8 @@ impl Connected {
             sslmode,
             databases: Mutex::default(),
             making: Mutex::default(),
+            turns: array::from_fn(|_| tokio::sync::Mutex::default()),
+            hasher: RandomState::new(),
             strangers: Mutex::default(),
             health,
         }
@@ -166,8 +205,7 @@ impl Connected {
         if self.is_ready(&spec.name) {
             return Ok(true);
         }
-        let making = || self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = Arc::clone(making().entry(spec.name.clone()).or_default());
+        let turn = self.making(&spec.name);
         let _turn = turn.lock().await;
         if self.is_ready(&spec.name) {
             return Ok(true);
@@ -175,14 +213,39 @@ impl Connected {
         if create {
             self.server.ensure_database(&spec).await?;
         } else if !self.server.update_database(&spec).await? {
+            self.made(&spec.name);
             return Ok(false);
         }
-        making().remove(&spec.name);
+        self.made(&spec.name);
         let mut databases = self.lock();
         let index = databases.entry(spec.name).or_default();
         index.ready = true;
         index.purpose = Some(spec.purpose);
         Ok(true)
+    }
+
+    /// Drops a database in which no record is: of a tenant that was never made, or whose every
+    /// usage event was acknowledged. Returns whether it did. Whoever wants it again makes it anew.
+    pub(super) async fn drop_if_empty(&self, database: &str, cluster_id: &str) -> Result<bool> {
+        let turn = self.making(database);
+        let _turn = turn.lock().await;
+        if self.lock().get(database).is_some_and(|index| !index.tenants.is_empty()) {
+            return Ok(false);
+        }
+        self.server.drop_database(database, cluster_id).await?;
+        self.made(database);
+        self.lock().remove(database);
+        Ok(true)
+    }
+
+    /// The turn of whoever makes or drops a database.
+    fn making(&self, database: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(making.entry(database.to_owned()).or_default())
+    }
+
+    fn made(&self, database: &str) {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner).remove(database);
     }
 
     /// The plans of the tenants in a database, and those whose limits it has.
@@ -207,14 +270,54 @@ impl Connected {
         self.lock().get(database)?.purpose.clone()
     }
 
-    pub(super) fn forget_database(&self, database: &str) {
-        self.lock().remove(database);
-    }
-
     pub(super) fn record(&self, database: &str, id: &TenantId) -> Option<Arc<TenantRecord>> {
         self.lock().get(database)?.tenants.get(id).cloned()
     }
 
+    /// Reads a record anew; one that is gone is forgotten.
+    pub(super) async fn refresh(&self, database: &str, id: &TenantId) -> Result<Option<Arc<TenantRecord>>> {
+        self.take_in(database, id, self.server.record(database, id)).await
+    }
+
+    /// Takes in what `read` finds of a tenant. One at a time for each, from the read on: else a
+    /// copy that was read before another one could be taken in after it, and data that is
+    /// retained would count as live.
+    pub(super) async fn take_in(
+        &self,
+        database: &str,
+        id: &TenantId,
+        read: impl Future<Output = Result<Option<TenantRecord>>>,
+    ) -> Result<Option<Arc<TenantRecord>>> {
+        let _turn = self.turn(id).lock().await;
+        match read.await? {
+            Some(record) => Ok(Some(self.set_record(database, record))),
+            None => {
+                self.forget_record(database, id);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Brings a tenant's settings to its database, and to what is known of it.
+    pub(super) async fn apply_settings(
+        &self,
+        database: &str,
+        id: &TenantId,
+        settings: TenantSettings,
+    ) -> Result<Option<Arc<TenantRecord>>> {
+        let _turn = self.turn(id).lock().await;
+        self.server.apply_settings(database, id, &settings).await?;
+        let record = self.record(database, id);
+        Ok(record.map(|record| self.set_record(database, TenantRecord { settings, ..TenantRecord::clone(&record) })))
+    }
+
+    fn turn(&self, id: &TenantId) -> &tokio::sync::Mutex<()> {
+        let hash = self.hasher.hash_one(id);
+        // The remainder fits.
+        &self.turns[usize::try_from(hash % TURNS as u64).unwrap_or(0)]
+    }
+
+    /// Takes in the record of a tenant that was made just now: nobody else reads it yet.
     pub(super) fn set_record(&self, database: &str, record: TenantRecord) -> Arc<TenantRecord> {
         let record = Arc::new(record);
         let mut databases = self.lock();
@@ -223,7 +326,7 @@ impl Connected {
         record
     }
 
-    pub(super) fn forget_record(&self, database: &str, id: &TenantId) {
+    fn forget_record(&self, database: &str, id: &TenantId) {
         if let Some(index) = self.lock().get_mut(database) {
             index.tenants.remove(id);
         }
@@ -264,16 +367,103 @@ impl Connected {
         known.map_or(limits.is_empty(), |known| known == limits)
     }
 
-    /// Whether a database has limits of a plan, whichever.
-    pub(super) fn has_any_limits(&self, database: &str, plan: &str) -> bool {
-        self.lock().get(database).is_some_and(|index| index.limits.contains_key(plan))
-    }
-
     pub(super) fn set_limits(&self, database: &str, plan: &str, limits: Vec<Limit>) {
         self.lock().entry(database.to_owned()).or_default().limits.insert(plan.to_owned(), limits);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, DatabaseIndex>> {
         self.databases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::database::{Password, ServerConfig, TenantState, Timeouts, Tls};
+
+    fn connected() -> Connected {
+        let config = ServerConfig {
+            host: "localhost".into(),
+            port: 1,
+            database: "postgres".into(),
+            user: "admin".into(),
+            password: Password::new("none"),
+            tls: Tls::Disable,
+            endpoint: None,
+            connections: 1,
+            timeouts: Timeouts::default(),
+        };
+        let info = ServerInfo {
+            version: 180_000,
+            max_connections: 100,
+            sets_temp_file_limit: true,
+            open_databases: Vec::new(),
+            advice: Vec::new(),
+        };
+        Connected::new(Server::new(config).expect("a good configuration"), 0, info, None, "disable")
+    }
+
+    fn record(state: TenantState) -> TenantRecord {
+        TenantRecord {
+            id: TenantId::from_uid("uid"),
+            name: "acme".into(),
+            uid: "uid".into(),
+            cluster_id: "here".into(),
+            application: "crm".into(),
+            state,
+            schema: "t_acme".into(),
+            settings: TenantSettings {
+                plan: "smb".into(),
+                plan_revision: "1".into(),
+                suspended: false,
+                connection_limit: 1,
+                temp_file_limit: None,
+                statement_timeout: None,
+                max_transaction: None,
+                period_anchor: Timestamp::UNIX_EPOCH,
+                time_zone: "UTC".into(),
+            },
+            logins: Vec::new(),
+            migrations: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_read_before_a_change_is_not_taken_in_after_it() {
+        let connected = connected();
+        let (live, retained) =
+            (record(TenantState::Live), record(TenantState::Retained { drop_after: Timestamp::MAX }));
+        let id = live.id.clone();
+        let in_database = Mutex::new(live.clone());
+        let copy = || in_database.lock().expect("no panic").clone();
+        let (read, was_read) = oneshot::channel();
+        let (answer, answered) = oneshot::channel::<()>();
+        // Maintenance reads the record, and its answer takes long.
+        let slow = connected.take_in("crm", &id, async {
+            let copy = copy();
+            read.send(()).expect("somebody waits");
+            answered.await.expect("an answer");
+            Ok(Some(copy))
+        });
+        // The tenant's deletion changes it meanwhile, and reads it anew.
+        let quick = async {
+            was_read.await.expect("it was read");
+            *in_database.lock().expect("no panic") = retained.clone();
+            let reading = connected.take_in("crm", &id, async { Ok(Some(copy())) });
+            let mut reading = std::pin::pin!(reading);
+            // It gets as far as it can before the old answer comes.
+            assert!(futures::poll!(&mut reading).is_pending());
+            answer.send(()).expect("somebody waits");
+            reading.await
+        };
+        let (slow, quick) = tokio::join!(slow, quick);
+        assert_eq!(slow.expect("read").as_deref(), Some(&live));
+        assert_eq!(quick.expect("read").as_deref(), Some(&retained));
+        assert_eq!(connected.record("crm", &id).as_deref(), Some(&retained));
+        connected.take_in("crm", &id, async { Ok(None) }).await.expect("read");
+        assert_eq!(connected.record("crm", &id), None);
     }
 }

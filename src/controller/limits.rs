@@ -58,8 +58,9 @@ pub(super) fn fits(plan: &Plan, application: &Application) -> bool {
 pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -> Result<(), Failure> {
     let limits = limits_of(plan);
     let name = plan.name_any();
-    // Of a Plan that is paused, the limits that a database has stay as they are.
-    let stays = super::is_paused(plan) && connected.has_any_limits(database, &name);
+    // Of a Plan that is paused, the limits that a database's tenants have stay as they are, also
+    // where they have none.
+    let stays = super::is_paused(plan) && connected.uses_plan(database, &name);
     if !stays && !connected.has_limits(database, &name, &limits) {
         connected.server.set_plan_limits(database, &name, &limits).await?;
         connected.set_limits(database, &name, limits);

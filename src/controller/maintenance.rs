@@ -13,12 +13,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{
-    databases::Connected,
-    events::Note,
-    tenant::{self, drop_if_empty},
-    world::World,
-};
+use super::{databases::Connected, events::Note, tenant, world::World};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often replaced logins are looked at.
@@ -62,7 +57,7 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
             Turn::Due => {
                 wake_for_rotation(&world, &connected);
-                drop_due(&world, &name, &connected).await
+                drop_due(&world, &name, &connected).await.and(drop_orphans(&world, &name, &connected).await)
             }
         };
         if let Err(error) = done {
@@ -126,9 +121,8 @@ async fn close_logins(world: &World, connected: &Connected) -> Result<()> {
         }
         for record in rotated {
             if record.logins.iter().any(|login| closed.contains(&login.username))
-                && let Some(fresh) = connected.server.record(&database, &record.id).await?
+                && connected.refresh(&database, &record.id).await?.is_some()
             {
-                connected.set_record(&database, fresh);
                 // A rotation may have waited for this one.
                 world.queues.tenants.push(&record.name);
             }
@@ -208,8 +202,8 @@ async fn drop_one(
     now: Timestamp,
 ) -> Result<()> {
     connected.server.drop_due(database, &record.id, now).await?;
-    let left = connected.server.record(database, &record.id).await?;
-    if left.as_ref() != Some(record) {
+    let left = connected.refresh(database, &record.id).await?;
+    if left.as_deref() != Some(record) {
         let state = left.as_ref().map(|record| record.state);
         info!(database, tenant = record.name, id = %record.id, ?state, "dropped what was kept of a deleted tenant");
         if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
@@ -218,14 +212,48 @@ async fn drop_one(
             world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
         }
     }
-    match left {
-        Some(record) => drop(connected.set_record(database, record)),
-        None => connected.forget_record(database, &record.id),
-    }
-    match connected.purpose(database) {
-        Some(Purpose::Pool(pool)) => world.queues.pools.push(&pool),
-        Some(Purpose::Dedicated(_)) => drop_if_empty(world, connected, database).await?,
-        Some(Purpose::Bridge(_)) | None => {}
+    // A Pool that is being deleted may have waited for it.
+    if let Some(Purpose::Pool(pool)) = connected.purpose(database) {
+        world.queues.pools.push(&pool);
     }
     Ok(())
+}
+
+/// Drops databases that outlived what they were made for, since data was kept in them, once no
+/// record is left there.
+async fn drop_orphans(world: &World, name: &str, connected: &Connected) -> Result<()> {
+    let mut first = Ok(());
+    for database in connected.names() {
+        if !connected.find_in(&database, |_| true).is_empty() || !is_orphaned(world, connected, &database) {
+            continue;
+        }
+        match connected.drop_if_empty(&database, &world.facts.cluster_id).await {
+            Ok(true) => {
+                info!(database, "dropped a database that nothing is in any more");
+                // Its place is free.
+                world.queues.servers.push(name);
+                world.push_waiting();
+            }
+            Ok(false) => {}
+            // By way of another DatabaseServer something came into it.
+            Err(error) if error.class() == ErrorClass::Waiting => {}
+            Err(error) => {
+                warn!(database, %error, "can't be dropped yet");
+                first = first.and(Err(error));
+            }
+        }
+    }
+    first
+}
+
+/// Whether a database's Pool, Application or Tenant is gone, and no other Tenant is placed there.
+fn is_orphaned(world: &World, connected: &Connected, database: &str) -> bool {
+    let Some(purpose) = connected.purpose(database) else { return false };
+    let placements = world.shared.placements();
+    match purpose {
+        Purpose::Pool(pool) => world.pool(&pool).is_none() && !placements.pending().contains_key(&pool),
+        _ if placements.server_of(database).is_some() => false,
+        Purpose::Bridge(application) => world.application(&application).is_none(),
+        Purpose::Dedicated(uid) => world.count_tenants(|tenant| tenant.metadata.uid.as_ref() == Some(&uid)) == 0,
+    }
 }

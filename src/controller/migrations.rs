@@ -1,24 +1,24 @@
 //! Application migrations, which run outside the deadline of a reconcile.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kube::runtime::reflector::ObjectRef;
 use tokio::{
-    sync::{Semaphore, watch},
-    time::{Duration, Instant},
+    sync::watch,
+    time::{Duration, Instant, timeout_at},
 };
 
-use super::{failure::Failure, world::World};
+use super::{failure::Failure, slots::Slots, world::World};
 use crate::{
     api::Application,
     database::{Migration, TenantId, TenantRecord},
 };
 
 /// How long a reconcile waits for migrations before it goes on without them, at most: most
-/// take milliseconds, and a new tenant is then ready in one pass.
+/// take milliseconds, and a new tenant is then ready in one pass. Counted from the run's begin.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// After how long a run that failed for good is tried again all the same: what made it fail
@@ -30,6 +30,7 @@ const RETRY: Duration = Duration::from_secs(200);
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) tenant: String,
+    pub(super) application: String,
     pub(super) server: String,
     pub(super) database: String,
     pub(super) id: TenantId,
@@ -46,6 +47,7 @@ enum State {
 struct Run {
     /// Which files, by checksums.
     files: Vec<String>,
+    since: Instant,
     state: watch::Receiver<State>,
 }
 
@@ -62,9 +64,10 @@ impl Run {
 }
 
 /// The runs that are under way, and those that failed.
+#[derive(Default)]
 pub(super) struct MigrationRuns {
     runs: Mutex<HashMap<TenantId, Run>>,
-    slots: Arc<Semaphore>,
+    pub(super) slots: Slots,
 }
 
 /// How a tenant's tables stand.
@@ -78,12 +81,15 @@ pub(super) enum Tables {
 }
 
 impl MigrationRuns {
-    pub(super) fn new(concurrency: u16) -> Self {
-        Self { runs: Mutex::default(), slots: Arc::new(Semaphore::new(usize::from(concurrency))) }
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Run>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tenants that are being migrated, or are about to be.
+    pub(super) fn running(&self) -> HashSet<TenantId> {
+        let runs = self.lock();
+        let running = runs.iter().filter(|(_, run)| matches!(*run.state.borrow(), State::Running));
+        running.map(|(id, _)| id.clone()).collect()
     }
 
     /// Forgets a tenant that is gone.
@@ -146,10 +152,13 @@ pub(super) async fn migrate(
         world.migrations.forget(&target.id);
         return Tables::Current;
     }
-    let mut state = start(world, target, files);
+    let (since, mut state) = start(world, target, files);
     let patience = PATIENCE.min(world.args.reconcile_deadline / 4);
-    // An error means that the run's task is gone, which its last state tells as well.
-    let _ = tokio::time::timeout(patience, state.wait_for(|state| !matches!(state, State::Running))).await;
+    // A run that takes long is not waited for by everybody: others want a reconcile, too.
+    if let Some(_onlooker) = world.onlooker(&target.server) {
+        // An error means that the run's task is gone, which its last state tells as well.
+        let _ = timeout_at(since + patience, state.wait_for(|state| !matches!(state, State::Running))).await;
+    }
     let state = state.borrow().clone();
     match state {
         State::Running => Tables::Running,
@@ -166,17 +175,19 @@ pub(super) async fn migrate(
     }
 }
 
-/// Starts a run, unless one of these files is under way or has failed for good.
-fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::Receiver<State> {
+/// Starts a run, unless one of these files is under way or has failed for good. Returns when it
+/// was started.
+fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> (Instant, watch::Receiver<State>) {
+    let now = Instant::now();
     let checksums: Vec<String> = files.iter().map(|file| format!("{}:{}", file.name, file.checksum)).collect();
     let mut runs = world.migrations.lock();
     if let Some(run) = runs.get(&target.id)
-        && run.holds_for(&checksums, Instant::now())
+        && run.holds_for(&checksums, now)
     {
-        return run.state.clone();
+        return (run.since, run.state.clone());
     }
     let (sender, receiver) = watch::channel(State::Running);
-    runs.insert(target.id.clone(), Run { files: checksums, state: receiver.clone() });
+    runs.insert(target.id.clone(), Run { files: checksums, since: now, state: receiver.clone() });
     let (world, target) = (Arc::clone(world), target.clone());
     tokio::spawn(async move {
         let result = run(&world, &target, &files).await;
@@ -185,12 +196,12 @@ fn start(world: &Arc<World>, target: &Target, files: Vec<Migration>) -> watch::R
         // Whoever waited no longer is told by the next reconcile.
         world.queues.tenants.push(&target.tenant);
     });
-    receiver
+    (now, receiver)
 }
 
-async fn run(world: &World, target: &Target, files: &[Migration]) -> Result<(), Failure> {
-    let _slot =
-        world.migrations.slots.acquire().await.map_err(|_| Failure::transient("Stopping", "the operator is ending"))?;
+async fn run(world: &Arc<World>, target: &Target, files: &[Migration]) -> Result<(), Failure> {
+    let slot = world.migration_slot(&target.server, &target.application).await;
+    let _slot = slot.ok_or_else(|| Failure::transient("Stopping", "the operator is ending"))?;
     // It may have waited for long.
     if world.stores.tenants.get(&ObjectRef::new(&target.tenant)).is_some_and(|tenant| super::is_paused(&*tenant)) {
         return Err(Failure::waiting("Paused", "the Tenant is paused"));
@@ -200,9 +211,7 @@ async fn run(world: &World, target: &Target, files: &[Migration]) -> Result<(), 
     let connected = world.databases.get(&target.server).ok_or_else(gone)?;
     let outcome = connected.server.migrate(&target.database, &target.id, files).await;
     // What ran before a failure counts, too.
-    if let Some(record) = connected.server.record(&target.database, &target.id).await? {
-        connected.set_record(&target.database, record);
-    }
+    connected.refresh(&target.database, &target.id).await?;
     outcome.map(drop).map_err(|error| Failure { reason: "MigrationFailed", ..Failure::from(error) })
 }
 
@@ -215,7 +224,7 @@ mod tests {
         let (sender, state) = watch::channel(State::Running);
         let now = Instant::now();
         let (old, new) = (["1:a".to_owned()], ["1:b".to_owned()]);
-        let run = Run { files: old.to_vec(), state };
+        let run = Run { files: old.to_vec(), since: now, state };
         assert!(run.holds_for(&new, now), "two runs of one tenant would be in each other's way");
         sender.send_replace(State::Failed(Failure::permanent("MigrationFailed", "1"), now));
         assert!(run.holds_for(&old, now) && !run.holds_for(&new, now));

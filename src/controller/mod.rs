@@ -29,6 +29,7 @@ mod rollout;
 mod routes;
 mod server;
 mod settings;
+mod slots;
 mod state;
 mod streams;
 mod tenant;
@@ -197,7 +198,7 @@ pub async fn start(
         databases: Databases::default(),
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
-        migrations: MigrationRuns::new(args.migration_concurrency),
+        migrations: MigrationRuns::default(),
         rollouts: Rollouts::default(),
         looks: Looks::default(),
         backoff: Backoff::default(),

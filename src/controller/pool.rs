@@ -228,10 +228,7 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
     let database = Pool::database_name(&name);
     match connected {
         // What tenants left (Retain) stays where it is, and the database with it.
-        Some(connected) if connected.find_in(&database, |_| true).is_empty() => {
-            connected.server.drop_database(&database, &world.facts.cluster_id).await?;
-            connected.forget_database(&database);
-        }
+        Some(connected) => drop(connected.drop_if_empty(&database, &world.facts.cluster_id).await?),
         None if world.server(&pool.spec.server).is_some() => {
             return Err(Failure {
                 class: Class::Transient,
@@ -239,7 +236,7 @@ async fn remove(pool: &Pool, world: &Arc<World>) -> Result<(), Failure> {
                 message: format!("DatabaseServer {} is not connected; the Pool waits for it", pool.spec.server),
             });
         }
-        Some(_) | None => {}
+        None => {}
     }
     let namespace = naming::pool_namespace(&name);
     if let Retired::Kept(why) = retire(world, &Owner::Pool(name), &namespace, true).await? {

@@ -1,7 +1,12 @@
 //! DatabaseServers: connects to them, reads their records, watches their health.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use futures::StreamExt as _;
 use kube::ResourceExt as _;
 use tracing::{info, warn};
 
@@ -121,11 +126,34 @@ async fn load(
         return Ok(());
     };
     // Before anything is read: what an earlier leader has begun there is done by then.
-    connected.server.fence(&database.name).await?;
+    connected.server.fence(&database.name, &world.migrations.running()).await?;
     let records = connected.server.records(&database.name).await?;
     let limits = connected.server.plan_limits(&database.name).await?;
     connected.load(database, records, limits);
     Ok(())
+}
+
+/// Does what is not done yet, a few at a time, and remembers what was done: whoever is cut off
+/// goes on from there. What fails keeps nothing else from being done.
+async fn go_on<E>(
+    done: &Mutex<BTreeSet<String>>,
+    all: Vec<(String, impl Future<Output = Result<(), E>>)>,
+    at_a_time: usize,
+) -> Result<(), E> {
+    let lock = || done.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lock().clone();
+    let mut todo = Vec::new();
+    for (name, work) in all {
+        if !known.contains(&name) {
+            todo.push(async move {
+                work.await?;
+                lock().insert(name);
+                Ok(())
+            });
+        }
+    }
+    let outcomes: Vec<_> = futures::stream::iter(todo).buffer_unordered(at_a_time).collect().await;
+    outcomes.into_iter().collect()
 }
 
 fn sooner(next: Next, other: Duration) -> Next {
@@ -156,17 +184,28 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     if let Some(connected) = world.databases.get(&name).filter(|connected| connected.config_hash == hash) {
         return connected.check(world.args.health_interval).await.map_err(refused);
     }
-    let (ca_pem, sslmode) = match &config.tls {
-        Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),
-        Tls::Disable => (None, "disable"),
+    let (loading, info) = match world.databases.loading(&name, hash) {
+        Some(loading) => {
+            let info = loading.connected.server.check().await.map_err(refused)?;
+            (loading, info)
+        }
+        None => {
+            let (ca_pem, sslmode) = match &config.tls {
+                Tls::VerifyFull { ca_pem } => (Some(ca_pem.clone()), "verify-full"),
+                Tls::Disable => (None, "disable"),
+            };
+            let connection = Server::within(config, world.term.clone(), &world.facts.cluster_id)?;
+            let info = connection.check().await.map_err(refused)?;
+            (world.databases.begin(&name, Connected::new(connection, hash, info.clone(), ca_pem, sslmode)), info)
+        }
     };
-    let connection = Server::within(config, world.term.clone())?;
-    let info = connection.check().await.map_err(refused)?;
-    let connected = Arc::new(Connected::new(connection, hash, info.clone(), ca_pem, sslmode));
+    let connected = Arc::clone(&loading.connected);
     let adopt = to_adopt(server, world);
-    for database in connected.server.list_databases().await? {
-        load(world, &connected, database, adopt).await?;
-    }
+    let listed = connected.server.list_databases().await?;
+    let read = |database: DatabaseRecord| (database.name.clone(), load(world, &connected, database, adopt));
+    let databases = listed.into_iter().map(read).collect();
+    // Each uses one connection after the other, and is to find its own again.
+    go_on(&loading.done, databases, connected.server.connections().div_ceil(2)).await?;
     world.databases.insert(&name, Arc::clone(&connected));
     maintenance::start(world, &name, &connected);
     world.push_pools(|pool| pool.spec.server == name);
@@ -222,4 +261,46 @@ async fn write(
 /// PostgreSQL's `server_version_num`, as people write it: 150018 is 15.18.
 fn version(number: u32) -> String {
     format!("{}.{}", number / 10_000, number % 10_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt as _;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// Things to be done, each of which counts itself once a permit lets it.
+    fn work<'a>(
+        permits: &'a Semaphore,
+        counts: &'a [AtomicUsize],
+    ) -> Vec<(String, impl Future<Output = Result<(), String>> + use<'a>)> {
+        let one = |(at, count): (usize, &'a AtomicUsize)| {
+            let work = async move {
+                permits.acquire().await.expect("open").forget();
+                count.fetch_add(1, Ordering::Relaxed);
+                if at == 3 && count.load(Ordering::Relaxed) == 1 { Err("3 fails once".to_owned()) } else { Ok(()) }
+            };
+            (at.to_string(), work)
+        };
+        counts.iter().enumerate().map(one).collect()
+    }
+
+    #[tokio::test]
+    async fn who_is_cut_off_goes_on_from_there_and_no_failure_keeps_others_from_being_done() {
+        let (done, permits) = (Mutex::default(), Semaphore::new(5));
+        let counts: [AtomicUsize; 8] = Default::default();
+        let count = || counts.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let cut_off = go_on(&done, work(&permits, &counts), 2).now_or_never();
+        assert_eq!((cut_off, count()), (None, vec![1, 1, 1, 1, 1, 0, 0, 0]));
+        permits.add_permits(100);
+        go_on(&done, work(&permits, &counts), 2).await.expect("the rest");
+        assert_eq!(count(), [1, 1, 1, 2, 1, 1, 1, 1], "only what had failed is done once more");
+        let counts: [AtomicUsize; 8] = Default::default();
+        let error = go_on(&Mutex::default(), work(&permits, &counts), 2).await;
+        assert_eq!(error, Err("3 fails once".to_owned()));
+        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+    }
 }

@@ -38,7 +38,7 @@ pub struct OperatorArgs {
     /// How long the API server may take to answer one call
     #[arg(long, env = "TENANTRY_API_TIMEOUT", default_value = "15s", value_parser = duration)]
     pub api_timeout: Duration,
-    /// How many tenants' migrations run at a time
+    /// How many tenants are migrated at a time on one DatabaseServer, at most: never more than half of its spec.capacity.operatorConnections, and of one Application no more than half of these while there are several
     #[arg(long, env = "TENANTRY_MIGRATION_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub migration_concurrency: u16,
     /// How long nobody must have used a replaced login before it is closed

@@ -1,5 +1,6 @@
 //! One of a server's connections, while it is in use.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::types::{ToSql, Type};
@@ -7,7 +8,7 @@ use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
 use super::error::{Error, Result};
 use super::pool::{Idle, Place, Silence};
-use super::sql::Script;
+use super::sql::{Fence, Script};
 
 /// A backend keeps every catalog row that it ever looked at: it is replaced after this long.
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -50,12 +51,12 @@ impl Connection {
 
     /// Runs a script as one transaction, behind the fence.
     pub(super) async fn run(&mut self, doing: &str, script: &Script) -> Result<Vec<SimpleQueryRow>> {
-        let number = self.place.pool.term().number();
-        let result = self.transaction(doing, script, (number > 0).then_some(number)).await;
+        let pool = Arc::clone(&self.place.pool);
+        let result = self.transaction(doing, script, pool.fence()).await;
         if result.as_ref().is_err_and(|error| error.sqlstate() == Some(OVERTAKEN)) {
             let rows = self.query(doing, "SELECT fence FROM tenantry.database", &[]).await?;
             let seen: i64 = rows.first().map_or(0, |row| row.get(0));
-            self.place.pool.term().overtaken(u64::try_from(seen).unwrap_or(0));
+            pool.term().overtaken(u64::try_from(seen).unwrap_or(0));
         }
         result
     }
@@ -65,7 +66,12 @@ impl Connection {
         self.transaction(doing, script, None).await
     }
 
-    async fn transaction(&mut self, doing: &str, script: &Script, fence: Option<u64>) -> Result<Vec<SimpleQueryRow>> {
+    async fn transaction(
+        &mut self,
+        doing: &str,
+        script: &Script,
+        fence: Option<Fence<'_>>,
+    ) -> Result<Vec<SimpleQueryRow>> {
         let (text, count) = script.transaction(fence);
         self.send(doing, &text, count, self.patience()).await
     }

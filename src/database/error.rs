@@ -112,7 +112,7 @@ fn class_of(state: &SqlState) -> ErrorClass {
     // 08 connection, 40 rollback (deadlock, serialization), 53 resources, 55006/55P03 in use or
     // locked, 57 operator intervention, 58 system, 25P03/25P04 idle or long transaction ended,
     // XX000 "tuple concurrently updated". TN010: another leader; either this process ends, or
-    // its number rises.
+    // its number rises. TN011, another cluster's database, is none of these.
     let transient = ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
         || ["55006", "55P03", "25P03", "25P04", "XX000", "TN010"].contains(&code);
     if transient { ErrorClass::Transient } else { ErrorClass::Permanent }

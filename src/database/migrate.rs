@@ -22,6 +22,8 @@ impl Server {
     /// than [`Timeouts::migration_lock`](super::Timeouts::migration_lock). If the process dies, the
     /// server notices and gives the file up.
     pub async fn migrate(&self, database: &str, id: &TenantId, migrations: &[Migration]) -> Result<Migrated> {
+        // Before a login is opened, which would stay so for as long as a place is waited for.
+        let _place = self.pool.migration().await?;
         let mut connection = self.connect(database).await?;
         let record = read_live(&mut connection, id).await?;
         let todo = pending(&record.migrations, migrations)?;
@@ -95,7 +97,7 @@ impl Server {
                 "-c client_min_messages=warning -c statement_timeout=0 -c client_connection_check_interval=5000",
             ),
         };
-        let (client, _place) = self.pool.migrate(&login).await?;
+        let client = self.pool.log_in(&login).await?;
         for file in files {
             self.pool.check_term()?;
             self.pool.count(9);

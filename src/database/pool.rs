@@ -15,6 +15,7 @@ use super::breaker::Breaker;
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::server::{Endpoint, ServerConfig};
+use super::sql::Fence;
 use super::tls::{Connector, explain};
 use super::types::Statistics;
 use crate::term::Term;
@@ -32,6 +33,8 @@ pub(super) struct Pool {
     counters: Counters,
     /// Nothing is sent once it is over; its number is what transactions are fenced with.
     term: Term,
+    /// Whose databases this process may change; nothing for one that changes none on its own.
+    cluster: Option<String>,
     /// How many times the server was found to answer nobody, for those who wait for an answer.
     silences: watch::Sender<u64>,
 }
@@ -72,19 +75,20 @@ pub(super) struct Login<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(config: ServerConfig, term: Term) -> Result<Arc<Self>> {
+    pub(super) fn new(config: ServerConfig, term: Term, cluster: Option<String>) -> Result<Arc<Self>> {
         if config.connections == 0 {
             return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
         }
         Ok(Arc::new(Self {
             connector: Connector::new(&config.tls)?,
             places: Arc::new(Semaphore::new(config.connections)),
-            migrations: Arc::new(Semaphore::new(config.connections.div_ceil(2))),
+            migrations: Arc::new(Semaphore::new(config.migrations())),
             shelf: Mutex::default(),
             breaker: Breaker::new(config.timeouts.breaker),
             endpoint_breaker: Breaker::new(config.timeouts.breaker),
             counters: Counters::default(),
             term,
+            cluster,
             silences: watch::Sender::default(),
             config,
         }))
@@ -121,6 +125,11 @@ impl Pool {
     /// The term that everything is sent in.
     pub(super) fn term(&self) -> &Term {
         &self.term
+    }
+
+    /// What each transaction in a database of the operator's is checked by.
+    pub(super) fn fence(&self) -> Option<Fence<'_>> {
+        self.cluster.as_deref().map(|cluster| Fence { number: self.term.number(), cluster })
     }
 
     /// A connection to a database as the admin.
@@ -210,10 +219,10 @@ impl Pool {
         Ok((opened?, place))
     }
 
-    /// Logs in to migrate, beside the operator's own connections.
-    pub(super) async fn migrate(self: &Arc<Self>, login: &Login<'_>) -> Result<(Client, Place)> {
-        let place = self.place(&self.migrations, &self.breaker).await?;
-        Ok((self.log_in(login).await?, place))
+    /// A place for a migration's connection, beside the operator's own.
+    pub(super) async fn migration(self: &Arc<Self>) -> Result<Place> {
+        self.check_term()?;
+        self.place(&self.migrations, &self.breaker).await
     }
 
     /// Waits for the answer to what was sent, for at most `patience`. A server that is alive may

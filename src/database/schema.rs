@@ -117,7 +117,7 @@ impl Server {
                     Ok(rows) => {
                         held_by_nobody(name, cluster_id, rows.first())?;
                         // DROP DATABASE can't be in a transaction, so the fence is asked just before.
-                        if self.pool.term().number() > 0 {
+                        if self.pool.fence().is_some() {
                             connection.run("can't drop the database", &Script::new()).await?;
                         }
                     }

@@ -89,6 +89,14 @@ pub struct Timeouts {
     pub migration_lock: Duration,
 }
 
+impl ServerConfig {
+    /// How many migrations run at a time: they can take hours, and have connections of their own,
+    /// half as many again.
+    pub(super) fn migrations(&self) -> usize {
+        self.connections.div_ceil(2)
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -190,42 +198,52 @@ impl Server {
     /// Prepares a server for a process that has no rivals. Nothing is sent yet; a CA that can't
     /// be read is an error.
     pub fn new(config: ServerConfig) -> Result<Self> {
-        Self::within(config, Term::unlimited())
+        Ok(Self { pool: Pool::new(config, Term::unlimited(), None)?, state: Arc::default() })
     }
 
-    /// The same, for as long as a term of leadership lasts: nothing is sent before or after, and
-    /// every transaction in a database of the operator's fails, with a transient error, where a
-    /// leader of a higher number has been. The term is told of that number.
-    pub fn within(config: ServerConfig, term: Term) -> Result<Self> {
-        Ok(Self { pool: Pool::new(config, term)?, state: Arc::default() })
+    /// The same for the operator of a cluster, and for as long as a term of leadership lasts:
+    /// nothing is sent before or after. Every transaction in a database of the operator's fails,
+    /// with a transient error, where a leader of a higher number has been, of which the term is
+    /// told; and, with a permanent one, where another cluster has taken the database over.
+    pub fn within(config: ServerConfig, term: Term, cluster_id: impl Into<String>) -> Result<Self> {
+        Ok(Self { pool: Pool::new(config, term, Some(cluster_id.into()))?, state: Arc::default() })
     }
 
     /// Makes the term's number the highest that a database has seen: from here on nobody who led
-    /// before writes there. What they have begun is done, or undone: their migrations are ended.
-    /// Costs one read where the term is known already, and nothing without an election.
-    pub async fn fence(&self, database: &str) -> Result<()> {
+    /// before writes there. What they have begun is done, or undone: their migrations are ended,
+    /// which are all but those of the tenants in `ours`. Costs one read where nothing is to be
+    /// done, and nothing without an election.
+    pub async fn fence(&self, database: &str, ours: &HashSet<TenantId>) -> Result<()> {
         let number = self.pool.term().number();
         if number == 0 {
             return Ok(());
         }
         let doing = "can't hold back earlier leaders";
         let mut connection = self.connect(database).await?;
-        let rows = connection.query(doing, "SELECT fence FROM tenantry.database", &[]).await?;
-        if rows.first().is_some_and(|row| u64::try_from(row.get::<_, i64>(0)) == Ok(number)) {
+        let (seen, mut logins) = standing(&mut connection, doing).await?;
+        if u64::try_from(seen) != Ok(number) {
+            connection.run(doing, &Script::new()).await?;
+            // Once more: nobody begins one from here on.
+            (_, logins) = standing(&mut connection, doing).await?;
+        }
+        // Also where the number is ours already: somebody may have been interrupted just here.
+        logins.retain(|login| !ours.iter().any(|id| id.migrator() == *login));
+        if logins.is_empty() {
             return Ok(());
         }
-        connection.run(doing, &Script::new()).await?;
-        // A migration runs as the tenant, who can't be asked for a number. Ours have not begun.
-        let sessions = connection
-            .query(
-                doing,
-                "SELECT usename::text FROM pg_stat_activity
-                  WHERE datname = current_database() AND usename ~ '^t_[a-z2-7]{12}_mig$'",
-                &[],
-            )
-            .await?;
-        let logins: Vec<String> = sessions.iter().map(|row| row.get(0)).collect();
         end_sessions(&mut connection, &logins).await.map(drop)
+    }
+
+    /// How many migrations can run here at a time.
+    #[must_use]
+    pub fn migration_places(&self) -> usize {
+        self.pool.config.migrations()
+    }
+
+    /// How many connections the operator has here at most, beside those of migrations.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.pool.config.connections
     }
 
     /// Logs in as the admin and tells what the server is and what the admin may do there. What
@@ -361,6 +379,22 @@ impl Server {
     pub(super) fn is_migrating(&self, id: &TenantId) -> bool {
         self.state.migrating.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
+}
+
+/// A database's fence, and whose migrations run there. These run as the tenant, who can't be asked
+/// for a number.
+async fn standing(connection: &mut Connection, doing: &str) -> Result<(i64, Vec<String>)> {
+    let rows = connection
+        .query(
+            doing,
+            "SELECT fence, ARRAY(SELECT DISTINCT usename::text FROM pg_stat_activity
+                                  WHERE datname = current_database() AND usename ~ '^t_[a-z2-7]{12}_mig$')
+               FROM tenantry.database",
+            &[],
+        )
+        .await?;
+    let row = rows.first().ok_or_else(|| Error::permanent("the database has no record of an owner"))?;
+    Ok((row.get(0), row.get(1)))
 }
 
 /// A migration that runs in this process.

@@ -29,6 +29,32 @@ pub(super) fn texts<S: AsRef<str>>(items: impl IntoIterator<Item = S>) -> String
     format!("ARRAY[{}]::text[]", items.join(", "))
 }
 
+/// Who runs a transaction in a database of the operator's. It is given up where a later leader
+/// has been, or where another cluster has taken the database over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fence<'a> {
+    /// The leader's number; 0 where there is no election.
+    pub(super) number: u64,
+    /// Whose the database must be.
+    pub(super) cluster: &'a str,
+}
+
+impl Fence<'_> {
+    /// The statement that checks it. Whose the database is stands in a row that is locked, and is
+    /// read after the lock was had: who takes it over waits, or is seen. It is no function of
+    /// schema `tenantry`, so that it holds whichever version of that a database has.
+    fn statement(self) -> String {
+        let number = self.number;
+        let hold = if number > 0 { format!("PERFORM tenantry.hold_fence({number}); ") } else { String::new() };
+        let body = format!(
+            "BEGIN {hold}PERFORM FROM tenantry.database WHERE cluster_id = {} FOR SHARE; IF NOT FOUND THEN RAISE EXCEPTION \
+             USING MESSAGE = 'the database is another cluster''s by now: nothing is changed in it', ERRCODE = 'TN011'; END IF; END",
+            literal(self.cluster)
+        );
+        format!("DO {}", literal(&body))
+    }
+}
+
 /// Statements that succeed or fail together. They travel in one message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
@@ -61,12 +87,13 @@ impl Script {
         self.statements.len() as u64
     }
 
-    /// The text of a transaction that runs them, after the fence is checked where `fence` says so.
-    pub(super) fn transaction(&self, fence: Option<u64>) -> (String, u64) {
+    /// The text of a transaction that runs them, after the fence is checked where there is one.
+    pub(super) fn transaction(&self, fence: Option<Fence<'_>>) -> (String, u64) {
         let mut text = String::from("BEGIN;\n");
         let mut count = self.len() + 2;
-        if let Some(number) = fence {
-            text.push_str(&format!("SELECT tenantry.hold_fence({number});\n"));
+        if let Some(fence) = fence {
+            text.push_str(&fence.statement());
+            text.push_str(";\n");
             count += 1;
         }
         for statement in &self.statements {
@@ -95,8 +122,13 @@ mod tests {
     fn a_script_is_one_transaction_behind_the_fence() {
         let mut script = Script::new();
         script.add("SELECT 1").add("SELECT 2");
-        let (text, count) = script.transaction(Some(7));
-        assert_eq!(text, "BEGIN;\nSELECT tenantry.hold_fence(7);\nSELECT 1;\nSELECT 2;\nCOMMIT");
-        assert_eq!(count, 5);
+        let (text, count) = script.transaction(Some(Fence { number: 7, cluster: "c-1" }));
+        let (fence, rest) = text.split_once(";\nSELECT 1").expect("statements");
+        assert!(fence.starts_with("BEGIN;\nDO 'BEGIN PERFORM tenantry.hold_fence(7); "), "{fence}");
+        assert!(fence.contains("WHERE cluster_id = ''c-1'' FOR SHARE"), "{fence}");
+        assert_eq!((rest, count), (";\nSELECT 2;\nCOMMIT", 5));
+        let (text, _) = script.transaction(Some(Fence { number: 0, cluster: "c-1" }));
+        assert!(!text.contains("hold_fence") && text.contains("c-1"), "without an election: {text}");
+        assert_eq!(script.transaction(None), ("BEGIN;\nSELECT 1;\nSELECT 2;\nCOMMIT".to_owned(), 4));
     }
 }

@@ -10,8 +10,9 @@ use super::{
 impl Server {
     /// Gives a database, with every ownership record in it, to cluster `to`, if it belongs to
     /// cluster `from`; the tenants' data, roles and logins stay as they are. The other
-    /// cluster's operator must have ended for good: from here on it is as foreign here as this
-    /// one was before. The fence starts anew, since each cluster counts its own leaders.
+    /// cluster's operator must have ended for good; one that lives on is as foreign here as this
+    /// one was before, and changes nothing, whatever it remembers. The fence starts anew, since
+    /// each cluster counts its own leaders.
     ///
     /// # Errors
     /// Where the database is neither's, or not marked at all; it stays as it is then.

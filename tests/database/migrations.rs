@@ -195,3 +195,32 @@ async fn a_run_that_was_cut_off_is_cleaned_up_by_the_sweep() {
         ground.server.migrate(&ground.database, &guest.id, &[file("001.sql", "CREATE TABLE half (i int)")]).await;
     assert_eq!(done.expect("run").applied, ["001.sql"]);
 }
+
+/// Migrations have a few connections of their own: whoever gets none has begun nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_place_is_free_no_login_is_opened() {
+    let mut configuration = config(shared_server());
+    configuration.connections = 2;
+    configuration.timeouts.wait = Duration::from_millis(300);
+    let ground = Ground::with(shared_server(), Server::new(configuration).expect("good"), "migrate").await;
+    assert_eq!(ground.server.migration_places(), 1);
+    let (acme, bolt) = (ground.tenant("acme").await, ground.tenant("bolt").await);
+    let (superuser, blocker) = (ground.superuser().await, ground.superuser().await);
+    blocker.batch_execute("SELECT pg_advisory_lock(4712)").await.expect("a lock");
+    let long = file("001.sql", "SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock(4712)");
+    let run = tokio::spawn({
+        let (server, database, id, files) =
+            (ground.server.clone(), ground.database.clone(), acme.id.clone(), [long.clone()]);
+        async move { server.migrate(&database, &id, &files).await }
+    });
+    let running =
+        format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}_mig' AND wait_event_type = 'Lock'", acme.id);
+    until("it runs", async || one(&superuser, &running).await == "1").await;
+    let login = format!("SELECT xmin FROM tenantry.login WHERE name = '{}_mig'", bolt.id);
+    let before = one(&superuser, &login).await;
+    let error = ground.server.migrate(&ground.database, &bolt.id, &[long]).await.expect_err("no place is free");
+    assert!(error.class() == ErrorClass::Transient && error.to_string().contains("in use"), "{error}");
+    assert_eq!(one(&superuser, &login).await, before, "its login was not touched");
+    blocker.batch_execute("SELECT pg_advisory_unlock(4712)").await.expect("let go");
+    assert_eq!(run.await.expect("no panic").expect("run").applied, ["001.sql"]);
+}

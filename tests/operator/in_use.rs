@@ -37,9 +37,9 @@ async fn what_tenants_use_is_counted_kept_and_let_go_after() {
     let pool = ready.status.as_ref().and_then(|status| status.pool.clone()).expect("a pool");
     let running = Running::of(&client, &ready).await;
     let used = [ours("Plan", "kept"), ours("Application", "keeper"), ours("Pool", &pool)];
-    // A server is refused in the same way; its own way to go is tested where servers are.
     let server = ours("DatabaseServer", "keeping");
-    for object in used.iter().chain([&server]) {
+    let used: Vec<_> = used.into_iter().chain([server]).collect();
+    for object in &used {
         await_count(&client, object, 2).await;
         let name = object["metadata"]["name"].as_str().expect("a name");
         let refused = dynamic(&client, object).delete(name, &DeleteParams::default()).await;
@@ -57,7 +57,8 @@ async fn what_tenants_use_is_counted_kept_and_let_go_after() {
             dynamic(&client, object).delete(name, &DeleteParams::default()).await.ok().map(drop)
         });
         passed.await.expect("a deletion that is accepted");
-        let says = if object["kind"] == "Application" { "used by 1 Tenant and 1 Pool:" } else { "used by 1 Tenant" };
+        let has_pools = object["kind"] == "Application" || object["kind"] == "DatabaseServer";
+        let says = if has_pools { "used by 1 Tenant and 1 Pool:" } else { "used by 1 Tenant" };
         await_condition(&client, object, "Ready", "False", says).await;
     }
     let tenant = healed(&client, "user-a").await;

@@ -36,6 +36,7 @@ mod proxy;
 mod recovery;
 mod release;
 mod rest;
+mod retention;
 mod rollout;
 mod rotation;
 mod routes;

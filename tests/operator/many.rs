@@ -10,10 +10,10 @@ use tenantry::api::Tenant;
 use super::{
     bridge::bridge,
     dedicated::dedicated,
-    ground::{apply, await_tenant, eventually, is, merge, tenant},
+    ground::{apply, await_tenant, credentials, eventually, is, merge, tenant},
     leaving::objects,
     steps::calm,
-    verbs::{application, id, of, place, rows, superuser},
+    verbs::{application, id, log_in, of, place, rows, superuser},
 };
 
 /// How many of each tier: pooled ones are what a server has many of.
@@ -44,6 +44,14 @@ async fn two_hundred_tenants_deleted_at_once_leave_nothing_behind() {
         .buffered(20)
         .collect()
         .await;
+    // One of each tier counts something. Nobody takes such events yet, so they are kept, with the
+    // record that says whose they are, and with a dedicated tenant's database.
+    let counted = [0, POOLED, POOLED + OWN];
+    for number in counted {
+        let session = log_in(&credentials(&client, &tenants[number]).await).await.expect("the tenant logs in");
+        session.query("SELECT record_usage('users', 1, 'one')", &[]).await.expect("counted");
+    }
+    let kept = place(&tenants[POOLED + OWN]).0;
     let databases: BTreeSet<String> = tenants.iter().map(|tenant| place(tenant).0).collect();
     let ids: Vec<String> = tenants.iter().map(id).collect();
     let uids: Vec<String> = tenants.iter().filter_map(ResourceExt::uid).collect();
@@ -87,23 +95,27 @@ async fn two_hundred_tenants_deleted_at_once_leave_nothing_behind() {
     let ids_pattern = ids.iter().map(|id| id.trim_start_matches("t_")).collect::<Vec<_>>().join("|");
     let shared = format!(
         "SELECT 'role ' || rolname FROM pg_roles WHERE rolname ~ '{ids_pattern}'
-         UNION ALL SELECT 'database ' || datname FROM pg_database WHERE datname ~ '{ids_pattern}'"
+         UNION ALL SELECT 'database ' || datname FROM pg_database WHERE datname ~ '{ids_pattern}' ORDER BY 1"
     );
-    assert_eq!(rows(&admin, &shared).await, [""; 0]);
+    assert_eq!(rows(&admin, &shared).await, [format!("database {kept}"), format!("role {kept}_tenants")]);
     let names_of_databases = rows(&admin, "SELECT datname::text FROM pg_database").await;
     let mut looked = 0;
     for database in databases.iter().filter(|database| names_of_databases.contains(database)) {
         let own = superuser(ground, database).await;
         let schemas = format!(
             "SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname ~ '{ids_pattern}'
-             UNION ALL SELECT 'record of ' || name FROM tenantry.tenant WHERE uid IN ('{}')
+             UNION ALL SELECT concat_ws(' ', 'record of', id, state) FROM tenantry.tenant WHERE uid IN ('{}')
+             UNION ALL SELECT concat_ws(' ', 'event of', tenant, meter, sequence, acked_at, dead_at) FROM tenantry.outbox
              UNION ALL SELECT 'login ' || name FROM tenantry.login WHERE tenant ~ '{ids_pattern}'
              UNION ALL SELECT 'meter ' || meter FROM tenantry.meter WHERE tenant ~ '{ids_pattern}'
-             UNION ALL SELECT 'migration ' || name FROM tenantry.migration WHERE tenant ~ '{ids_pattern}'",
+             UNION ALL SELECT 'migration ' || name FROM tenantry.migration WHERE tenant ~ '{ids_pattern}' ORDER BY 1",
             uids.join("', '")
         );
-        assert_eq!(rows(&own, &schemas).await, [""; 0], "{database}");
+        let here = counted.iter().filter(|number| place(&tenants[**number]).0 == *database).map(|number| &ids[*number]);
+        let expected: Vec<String> =
+            here.flat_map(|id| [format!("event of {id} users 1"), format!("record of {id} Dropped")]).collect();
+        assert_eq!(rows(&own, &schemas).await, expected, "{database}");
         looked += 1;
     }
-    assert_eq!(looked, 2, "the pool's database and the shared one of tier bridge are left: {names_of_databases:?}");
+    assert_eq!(looked, 3, "of the pool, of tier bridge, and of the one that counted: {names_of_databases:?}");
 }

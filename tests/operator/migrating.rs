@@ -135,3 +135,43 @@ async fn files_that_are_not_there_or_not_clear_are_named() {
     patch(&client, &application, &job).await;
     stalled(&client, "gathers", "MigrationJobNotReconciled", &["use spec.migrations.sql"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_takes_long_leaves_places_to_other_applications() {
+    let ((ground, _), client) = quick().await;
+    apply(&client, &migrations("lengthy", &[("001.sql", "CREATE TABLE one (id int);")])).await.expect("a ConfigMap");
+    application(&client, "lengthy", migrated_by("lengthy")).await;
+    // More than a server has places for migrations.
+    let names: Vec<String> = (0..6).map(|number| format!("lengthy-{number}")).collect();
+    let mut database = String::new();
+    for name in &names {
+        database = place(&ready_tenant(&client, name, of("lengthy", json!({}))).await).0;
+    }
+    let root = superuser(ground, &database).await;
+    root.batch_execute("SELECT pg_advisory_lock(4713)").await.expect("a lock");
+    // A release that ends when this test lets it.
+    let sql = "SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock_shared(4713); CREATE TABLE two (id int);";
+    patch(&client, &map("lengthy"), &json!({"data": {"002.sql": sql}})).await;
+    let running = "SELECT usename::text FROM pg_stat_activity WHERE datname = current_database()
+                    AND usename LIKE '%\\_mig' AND wait_event_type = 'Lock'";
+    let mut at_work = Vec::new();
+    let begun = eventually(async || {
+        at_work = rows(&root, running).await;
+        (at_work.len() == 2).then_some(())
+    });
+    assert!(begun.await.is_some(), "half of the four places are in use: {at_work:?}");
+    // New tenants of another Application, on the same server, are migrated meanwhile.
+    for name in ["unhurt-a", "unhurt-b"] {
+        ready_tenant(&client, name, json!({})).await;
+    }
+    assert_eq!(rows(&root, running).await.len(), 2, "the others wait for these, and none has failed");
+    for name in &names {
+        let tenant = await_tenant(&client, name, "migrating", |tenant| is(tenant, "Migrated", "False")).await;
+        let conditions = &tenant.status.as_ref().expect("a status").conditions;
+        assert_eq!(condition(conditions, "Migrated").map(|it| it.reason.as_str()), Some("Running"));
+    }
+    root.batch_execute("SELECT pg_advisory_unlock(4713)").await.expect("let go");
+    for name in &names {
+        healed(&client, name).await;
+    }
+}

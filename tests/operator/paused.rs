@@ -1,14 +1,17 @@
 //! A paused object is left alone, in the cluster and in the database, until it is not paused.
 
-use devcluster::Options;
+use devcluster::{Options, Postgres, PostgresOptions};
 use kube::{Api, api::DeleteParams};
 use serde_json::{Value, json};
 use tenantry::api::Tenant;
 
 use super::{
-    ground::{Ground, OPERATOR, await_tenant, credentials, eventually, is, ready_tenant},
-    steps::route,
-    verbs::{await_condition, delete, id, named, ours, patch, place, read, rows, superuser},
+    bulkheads::elsewhere,
+    ground::{Ground, NAMESPACE, OPERATOR, apply, await_tenant, credentials, eventually, is, ready_tenant},
+    steps::{migrations, plan, route},
+    verbs::{
+        application, await_condition, delete, id, named, of, ours, patch, place, read, rows, superuser, superuser_of,
+    },
 };
 
 fn paused(value: Option<&str>) -> Value {
@@ -111,7 +114,116 @@ async fn nothing_is_written_for_what_is_paused_and_everything_once_it_is_not() {
     assert!(gone.await.is_some(), "it goes once it is not paused");
     assert_eq!(in_database(&root, &still).await, Vec::<String>::new());
     others(&ground).await;
+    a_plan_without_limits(&ground).await;
+    an_application(&ground).await;
+    a_server(&ground).await;
     drop(operator);
+}
+
+/// Waits until a tenant, which is not paused, was given this plan with all that is in it.
+async fn moved_to(client: &kube::Client, name: &str, plan: &str) {
+    patch(client, &ours("Tenant", name), &json!({"spec": {"plan": plan}})).await;
+    await_tenant(client, name, "moved", |tenant| {
+        is(tenant, "Ready", "True") && tenant.status.as_ref().is_some_and(|it| it.plan.as_deref() == Some(plan))
+    })
+    .await;
+}
+
+async fn await_rows(root: &tokio_postgres::Client, statement: &str, wanted: &[&str]) {
+    let mut last = Vec::new();
+    let found = eventually(async || {
+        last = rows(root, statement).await;
+        (last == wanted).then_some(())
+    });
+    assert!(found.await.is_some(), "{statement}: {last:?}, not {wanted:?}");
+}
+
+/// Limits that a Plan gets while it is paused reach none of the tenants that it has.
+async fn a_plan_without_limits(ground: &Ground) {
+    let client = &ground.client;
+    plan(client, "bare", json!({"limits": null})).await;
+    let tenant = ready_tenant(client, "unlimited", json!({"spec": {"plan": "bare"}})).await;
+    let root = superuser(ground, &place(&tenant).0).await;
+    patch(client, &ours("Plan", "bare"), &paused(Some("true"))).await;
+    // It was seen: what came after it was done.
+    moved_to(client, "elsewhere", "soho").await;
+    patch(client, &ours("Plan", "bare"), &json!({"spec": {"limits": {"users": {"max": 3, "policy": "Hard"}}}})).await;
+    // Its tenant is not paused, and is looked at with the Plan as it is now.
+    patch(client, &ours("Tenant", "unlimited"), &json!({"spec": {"suspended": true}})).await;
+    await_condition(client, &ours("Tenant", "unlimited"), "Ready", "False", "suspended").await;
+    let limits = "SELECT concat_ws(' ', meter, max) FROM tenantry.meter_limit WHERE plan = 'bare' ORDER BY 1";
+    assert_eq!(rows(&root, limits).await, [""; 0]);
+    patch(client, &ours("Plan", "bare"), &paused(None)).await;
+    await_rows(&root, limits, &["users 3"]).await;
+}
+
+/// Meters and migrations of an Application that is paused change for no tenant that is there.
+async fn an_application(ground: &Ground) {
+    let client = &ground.client;
+    let files = named("v1", "ConfigMap", Some(NAMESPACE), "resting");
+    apply(client, &migrations("resting", &[("001.sql", "CREATE TABLE one (id int);")])).await.expect("a ConfigMap");
+    let migrated = json!({"migrations": {"sql": {"configMaps": [{"name": "resting"}]}}});
+    application(client, "resting", migrated).await;
+    let tenant = ready_tenant(client, "rests", of("resting", json!({}))).await;
+    let root = superuser(ground, &place(&tenant).0).await;
+    let tables = format!("SELECT tablename::text FROM pg_tables WHERE schemaname = '{}' ORDER BY 1", id(&tenant));
+    let meters = "SELECT meter FROM tenantry.meter_definition ORDER BY 1";
+    let before = rows(&root, meters).await;
+    let object = ours("Application", "resting");
+    patch(client, &object, &paused(Some("true"))).await;
+    let mut more = read(client, &object).await.expect("an Application")["spec"]["meters"].clone();
+    more.as_array_mut().expect("meters").push(json!({"name": "seats", "kind": "Level"}));
+    patch(client, &object, &json!({"spec": {"meters": more}})).await;
+    patch(client, &files, &json!({"data": {"002.sql": "CREATE TABLE two (id int);"}})).await;
+    // Its Pool and its Tenant are not paused: both are looked at with the Application as it is now.
+    let pool = ours("Pool", "resting-1");
+    patch(client, &pool, &json!({"spec": {"maxTenants": 17}})).await;
+    let counted =
+        eventually(async || (read(client, &pool).await.expect("a Pool")["status"]["capacity"] == 17).then_some(()));
+    assert!(counted.await.is_some(), "the Pool is reconciled");
+    moved_to(client, "rests", "soho").await;
+    assert_eq!((rows(&root, meters).await, rows(&root, &tables).await), (before.clone(), vec!["one".to_owned()]));
+    let live = read(client, &object).await.expect("an Application");
+    assert_ne!(live["status"]["observedGeneration"], live["metadata"]["generation"], "nor is its status written");
+
+    patch(client, &object, &paused(None)).await;
+    await_rows(&root, &tables, &["one", "two"]).await;
+    let mut all: Vec<&str> = before.iter().map(String::as_str).chain(["seats"]).collect();
+    all.sort_unstable();
+    await_rows(&root, meters, &all).await;
+}
+
+/// What is done on a server from time to time is not done on one that is paused.
+async fn a_server(ground: &Ground) {
+    let client = &ground.client;
+    let postgres = Postgres::start(PostgresOptions::default()).expect("a second server");
+    elsewhere(ground, "second", &postgres).await;
+    let other = ready_tenant(client, "awake", of("second", json!({}))).await;
+    let awake = superuser_of(&postgres, &place(&other).0).await;
+    let still = read(client, &ours("Tenant", "elsewhere")).await.expect("a Tenant");
+    let database = still["status"]["database"]["database"].as_str().expect("a database").to_owned();
+    let root = superuser(ground, &database).await;
+    patch(client, &ours("DatabaseServer", "main"), &paused(Some("true"))).await;
+    // It was seen: what came after it was done, and a sweep that was under way is over.
+    moved_to(client, "elsewhere", "free").await;
+    swept(&awake, &id(&other)).await;
+
+    let grant = format!("GRANT CONNECT ON DATABASE {database} TO PUBLIC");
+    root.batch_execute(&grant).await.expect("a superuser's change");
+    // Sweeps are as often on both: two of them on one are at least one on the other.
+    swept(&awake, &id(&other)).await;
+    swept(&awake, &id(&other)).await;
+    let open = format!("SELECT has_database_privilege('public', '{database}', 'CONNECT')::text");
+    assert_eq!(rows(&root, &open).await, ["true"]);
+    patch(client, &ours("DatabaseServer", "main"), &paused(None)).await;
+    await_rows(&root, &open, &["false"]).await;
+}
+
+/// Disturbs a tenant and waits until a sweep has repaired it.
+async fn swept(root: &tokio_postgres::Client, id: &str) {
+    root.batch_execute(&format!("ALTER ROLE {id}_app_b CONNECTION LIMIT 77")).await.expect("a superuser's change");
+    let limit = format!("SELECT (rolconnlimit = 77)::text FROM pg_roles WHERE rolname = '{id}_app_b'");
+    await_rows(root, &limit, &["false"]).await;
 }
 
 /// A Plan, an Application, a Pool and a DatabaseServer.
@@ -132,10 +244,12 @@ async fn others(ground: &Ground) {
     let web = named("apps/v1", "Deployment", Some("pool-crm-1"), "web");
     patch(client, &web, &json!({"spec": {"replicas": 4}})).await;
     root.batch_execute(&format!("GRANT CONNECT ON DATABASE {} TO PUBLIC", place(&tenant).0)).await.expect("a grant");
+    let open = format!("SELECT has_database_privilege('public', '{}', 'CONNECT')::text", place(&tenant).0);
     // Somebody who isn't paused is served meanwhile.
     patch(client, &ours("Tenant", "witness"), &json!({"spec": {"suspended": true}})).await;
     await_condition(client, &ours("Tenant", "witness"), "Ready", "False", "suspended").await;
     assert_eq!(rows(&root, limits).await, before);
+    assert_eq!(rows(&root, &open).await, ["true"]);
     assert_eq!(read(client, &web).await.expect("a Deployment")["spec"]["replicas"], 4);
     let events = ground.cluster.audit().events(mark).expect("events");
     let written: Vec<_> = events
@@ -153,7 +267,6 @@ async fn others(ground: &Ground) {
     let done = eventually(async || {
         let replicas = read(client, &web).await?["spec"]["replicas"] != 4;
         let limit = rows(&root, limits).await.contains(&"smb users 7".to_owned());
-        let open = format!("SELECT has_database_privilege('public', '{}', 'CONNECT')::text", place(&tenant).0);
         (replicas && limit && rows(&root, &open).await == ["false"]).then_some(())
     });
     assert!(done.await.is_some(), "everything is done once nothing is paused");

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use devcluster::Postgres;
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams},
@@ -149,7 +150,11 @@ pub async fn log_in(credentials: &BTreeMap<String, String>) -> Result<tokio_post
 
 /// A superuser's session in a database.
 pub async fn superuser(ground: &Ground, database: &str) -> tokio_postgres::Client {
-    let postgres = ground.cluster.postgres();
+    superuser_of(ground.cluster.postgres(), database).await
+}
+
+/// The same on a server that is not the ground's.
+pub async fn superuser_of(postgres: &Postgres, database: &str) -> tokio_postgres::Client {
     let (mut config, tls) = way(postgres.host(), postgres.port(), postgres.ca_pem());
     config.user("postgres").password(postgres.superuser_password()).dbname(database);
     let (client, connection) = config.connect(tls).await.expect("the superuser logs in");

@@ -190,8 +190,8 @@ async fn confirm(place: &Place, provisioned: &mut Provisioned, issued: &IssuedLo
 }
 
 async fn refresh(place: &Place, provisioned: &mut Provisioned) -> Result<(), Failure> {
-    if let Some(record) = provisioned.connected.server.record(&place.database, &place.id).await? {
-        provisioned.record = provisioned.connected.set_record(&place.database, record);
+    if let Some(record) = provisioned.connected.refresh(&place.database, &place.id).await? {
+        provisioned.record = record;
     }
     Ok(())
 }

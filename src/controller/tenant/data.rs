@@ -77,6 +77,7 @@ async fn tables(case: &Case<'_>, place: &Place, provisioned: &Provisioned) -> Re
     }
     let target = Target {
         tenant: case.name.to_owned(),
+        application: case.effective.application.clone(),
         server: place.server.clone(),
         database: place.database.clone(),
         id: place.id.clone(),

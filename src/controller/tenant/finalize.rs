@@ -24,7 +24,7 @@ use crate::{
         retire::{Retired, held_message, remove, retire},
         world::World,
     },
-    database::{self, TenantId, TenantState},
+    database::{TenantId, TenantState},
     desired::{Kind, naming, route_kind},
 };
 
@@ -191,27 +191,10 @@ async fn take_out_data(
                 world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
             }
         }
-        match connected.server.record(database, id).await? {
-            Some(record) => drop(connected.set_record(database, record)),
-            None => connected.forget_record(database, id),
-        }
+        connected.refresh(database, id).await?;
     }
     if place.tier == Tier::Dedicated {
-        drop_if_empty(world, connected, database).await?;
-    }
-    Ok(())
-}
-
-/// Drops a dedicated tenant's database once no record is in it: none was made yet, or its
-/// tenant was dropped and each of its usage events was acknowledged.
-pub(in crate::controller) async fn drop_if_empty(
-    world: &World,
-    connected: &Connected,
-    database: &str,
-) -> database::Result<()> {
-    if connected.find_in(database, |_| true).is_empty() {
-        connected.server.drop_database(database, &world.facts.cluster_id).await?;
-        connected.forget_database(database);
+        connected.drop_if_empty(database, &world.facts.cluster_id).await?;
     }
     Ok(())
 }

@@ -19,7 +19,6 @@ use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 
 pub(super) use self::{
     credentials::{ROTATION_SOON, rotation_due},
-    finalize::drop_if_empty,
     place::note as note_place,
     recorded::Stranger,
 };

@@ -59,8 +59,8 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
     if record.settings == settings {
         return Ok(Provisioned { connected, record, issued: None, rotated: None });
     }
-    connected.server.apply_settings(&place.database, &place.id, &settings).await?;
-    let record = connected.set_record(&place.database, TenantRecord { settings, ..TenantRecord::clone(&record) });
+    let record = connected.apply_settings(&place.database, &place.id, settings).await?;
+    let record = record.ok_or_else(|| Failure::waiting("DatabaseWaiting", "the tenant's record is being dropped"))?;
     Ok(Provisioned { connected, record, issued: None, rotated: None })
 }
 

@@ -133,9 +133,11 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
         report.set_conflict(conflict(found));
         return Err(of_another_tier(&place));
     }
-    let restored = found.connected.server.restore(database, &found.record.id, case.name, uid).await?;
-    report.keep_revision(&restored.settings);
-    found.connected.set_record(database, restored);
+    let (connected, id) = (&found.connected, &found.record.id);
+    let restored = async { connected.server.restore(database, id, case.name, uid).await.map(Some) };
+    if let Some(restored) = connected.take_in(database, id, restored).await? {
+        report.keep_revision(&restored.settings);
+    }
     let text = format!("the data that the Tenant with UID {old} left in database {database} is this Tenant's now");
     case.world.events.say(case.tenant, Note::normal("DataRestored", "RestoreData", text));
     Ok(place)
@@ -150,9 +152,7 @@ async fn abandon(case: &Case<'_>, found: &Found) -> Result<(), Failure> {
     let keep = jiff::SignedDuration::try_from(case.effective.retention).unwrap_or(jiff::SignedDuration::MAX);
     let until = jiff::Timestamp::now().checked_add(keep).unwrap_or(jiff::Timestamp::MAX);
     server.retain(database, id, until).await?;
-    if let Some(record) = server.record(database, id).await? {
-        found.connected.set_record(database, record);
-    }
+    found.connected.refresh(database, id).await?;
     Ok(())
 }
 

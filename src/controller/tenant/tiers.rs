@@ -63,8 +63,7 @@ pub(super) async fn give_up(tenant: &Tenant, world: &Arc<World>, place: &Place, 
     if place.tier == Tier::Dedicated
         && let Some(connected) = world.databases.get(&place.server)
     {
-        connected.server.drop_database(&place.database, &world.facts.cluster_id).await?;
-        connected.forget_database(&place.database);
+        connected.drop_if_empty(&place.database, &world.facts.cluster_id).await?;
     }
     if to == Tier::Pooled {
         for key in world.cluster.children().of_owner(&Owner::Tenant(tenant.name_any())) {
