@@ -114,8 +114,7 @@ impl Operator {
         let leads = is_current && matches!(world.health.phase(), Phase::Learning | Phase::Reconciling);
         // While not all are known, less is better than a wrong number.
         let knows = is_current && world.health.phase() == Phase::Reconciling;
-        let tenants = knows.then(|| self.tenants()).unwrap_or_default();
-        let away = knows.then(|| server::away(world)).unwrap_or_default();
+        let (tenants, away) = if knows { (self.tenants(), server::away(world)) } else { Default::default() };
         let queues = world.queues.backlogs().into_iter();
         let servers = world.databases.all().into_iter();
         world.metrics.text(Observation {
