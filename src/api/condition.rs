@@ -98,6 +98,30 @@ impl Verdict {
     }
 }
 
+/// A status with conditions.
+pub trait HasConditions {
+    /// The conditions.
+    fn conditions(&self) -> &[Condition];
+    /// The conditions, to be changed.
+    fn conditions_mut(&mut self) -> &mut Vec<Condition>;
+}
+
+macro_rules! has_conditions {
+    ($($status:ident),*) => {$(
+        impl HasConditions for super::$status {
+            fn conditions(&self) -> &[Condition] {
+                &self.conditions
+            }
+
+            fn conditions_mut(&mut self) -> &mut Vec<Condition> {
+                &mut self.conditions
+            }
+        }
+    )*};
+}
+
+has_conditions!(ApplicationStatus, DatabaseServerStatus, PlanStatus, PoolStatus, TenantStatus);
+
 /// The longest message that the API server takes, in bytes (its own limit is 32 KiB).
 const MESSAGE_LIMIT: usize = 4_096;
 

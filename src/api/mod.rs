@@ -18,7 +18,9 @@ pub use application::{
     EgressRule, JobMigrations, Meter, MeterKind, MeterSource, Migrations, ParentReference, PerTier, Placement,
     PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
 };
-pub use condition::{ConditionType, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions};
+pub use condition::{
+    ConditionType, HasConditions, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions,
+};
 pub use crd::{all_crds, crd_yaml};
 pub use fields::{Duration, LocalReference, Money, Quantities, Resources, Size};
 pub use plan::{

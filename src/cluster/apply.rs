@@ -145,6 +145,7 @@ impl<S: Clone + PartialEq> Cluster<S> {
                     return Ok(Applied::Unchanged);
                 }
             }
+            Observed::Foreign => return Err(self.foreign(&key, &object.body)),
             Observed::Outdated => {}
         }
         let left = self.restore(&key, &object.body).await?;

@@ -3,8 +3,9 @@
 //! The watches bring every object whole. What is kept is small: who it belongs to, a digest
 //! of its content, and what the controllers need to know of its status. While the digest is
 //! the one that our own last apply left, or that was compared with the desired object, an
-//! event means nothing. Only where it differs the whole object is held, until it has been
-//! compared. So a restart writes nothing, and every edit by hand is seen.
+//! event means nothing. Only where it differs, what can be compared of an object of ours is
+//! held, until that is done. So a restart writes nothing, and every edit by hand is seen.
+//! Of objects that are not ours no content is held: they are never compared.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -74,10 +75,12 @@ pub enum Observed {
     Absent,
     /// It is as desired; nothing is to be done.
     InSync,
-    /// It has changed since it was last compared: this is what it is.
+    /// It has changed since it was last compared: this is what it is, without its status.
     Changed(Value),
     /// It is as we left it, but something else is desired now.
     Outdated,
+    /// It is there, and is not ours.
+    Foreign,
 }
 
 /// What was learned of an object's state beyond its content, such as its status.
@@ -89,7 +92,7 @@ struct Child<S> {
     digest: u64,
     /// The hash of the desired object that this digest was compared with.
     verified: Option<u64>,
-    /// The whole object, as JSON, until it has been compared.
+    /// What is compared of an object of ours, as JSON, until that is done.
     whole: Option<Box<[u8]>>,
     ours: bool,
     owner: Option<Owner>,
@@ -153,16 +156,19 @@ impl<S: Clone + PartialEq> Children<S> {
                 return child.owner.clone().filter(|_| changed);
             }
         }
-        let child = Child {
+        let mut child = Child {
             uid,
             version,
             digest,
             verified: None,
-            whole: serde_json::to_vec(object).ok().map(Vec::into_boxed_slice),
+            whole: None,
             ours,
             owner: owner.clone(),
             state,
         };
+        if child.ours {
+            child.whole = compared(object);
+        }
         maps.insert(key.clone(), child);
         owner
     }
@@ -231,13 +237,16 @@ impl<S: Clone + PartialEq> Children<S> {
         if child.verified == Some(desired) {
             return Observed::InSync;
         }
+        if !child.ours {
+            return Observed::Foreign;
+        }
         match child.whole.as_deref().and_then(|whole| serde_json::from_slice(whole).ok()) {
             Some(whole) => Observed::Changed(whole),
             None => Observed::Outdated,
         }
     }
 
-    /// The whole object, where it is held because it was not compared yet.
+    /// The whole object but its status, where it is held because it was not compared yet.
     pub fn whole(&self, key: &Key) -> Option<Value> {
         self.lock().children.get(key)?.whole.as_deref().and_then(|whole| serde_json::from_slice(whole).ok())
     }
@@ -337,6 +346,17 @@ pub fn desired_hash(body: &Value) -> u64 {
     hash(&body.to_string())
 }
 
+/// What is compared of an object, as JSON: all but its status, and of managedFields who set
+/// which field of the rest.
+fn compared(object: &Value) -> Option<Box<[u8]>> {
+    let mut object = object.clone();
+    if let Some(map) = object.as_object_mut() {
+        map.remove("status");
+    }
+    drift::keep_owners(&mut object);
+    serde_json::to_vec(&object).ok().map(Vec::into_boxed_slice)
+}
+
 /// UID and version. Resource versions of one resource are numbers that grow (KEP-5504).
 fn identity(object: &Value) -> (String, u64) {
     let field = |name: &str| object.get("metadata").and_then(|metadata| metadata.get(name)).and_then(Value::as_str);
@@ -415,6 +435,52 @@ mod tests {
         assert_eq!(children.saw(&key(), &object(6, "b-1", "x")), Some(Owner::Pool("a-1".into())));
         assert!(children.of_owner(&Owner::Pool("b-1".into())).is_empty());
         assert!(matches!(children.observe(&key(), 1), Observed::Changed(_)));
+    }
+
+    fn held(children: &Children<()>) -> usize {
+        children.lock().children.values().filter_map(|child| child.whole.as_ref()).map(|whole| whole.len()).sum()
+    }
+
+    #[test]
+    fn of_an_object_that_is_not_ours_nothing_is_held() {
+        let children = children();
+        let mut foreign = object(3, "a-1", "x");
+        foreign["metadata"]["managedFields"][0]["manager"] = json!("somebody");
+        // Whose it would be if it were ours is known, to look again when it goes.
+        assert_eq!(children.saw(&key(), &foreign), Some(Owner::Pool("a-1".into())));
+        assert_eq!((held(&children), children.is_ours(&key())), (0, Some(false)));
+        assert!(matches!(children.observe(&key(), 1), Observed::Foreign));
+        assert!(children.whole(&key()).is_none());
+    }
+
+    #[test]
+    fn what_is_held_of_an_object_of_ours_goes_once_it_was_compared() {
+        let children = children();
+        let mut live = object(3, "a-1", "x");
+        live["status"] = json!({"said": "x".repeat(1_000)});
+        let entry = |manager: &str, subresource: Value| {
+            let fields = json!({"f:status": {"f:said": {}}});
+            json!({"manager": manager, "operation": "Update", "apiVersion": "v1", "time": "2026-11-01T00:00:00Z",
+                   "fieldsType": "FieldsV1", "fieldsV1": fields, "subresource": subresource})
+        };
+        let of_status = [entry("gateway", json!("status")), entry("tenantry", json!("status"))];
+        live["metadata"]["managedFields"].as_array_mut().expect("entries").extend(of_status);
+        children.saw(&key(), &live);
+        let Observed::Changed(whole) = children.observe(&key(), 1) else { panic!("it is to be compared") };
+        assert_eq!(whole["status"], Value::Null);
+        assert_eq!(whole["data"], live["data"]);
+        assert_eq!(
+            whole["metadata"]["managedFields"],
+            json!([
+                {"manager": "tenantry", "operation": "Apply", "fieldsV1": {}},
+                {"manager": "tenantry", "operation": "Update", "subresource": "status"},
+            ])
+        );
+        assert!(held(&children) > 0);
+        children.verified(&key(), 1, &whole);
+        assert_eq!(held(&children), 0);
+        assert!(matches!(children.observe(&key(), 1), Observed::InSync));
+        assert!(matches!(children.observe(&key(), 2), Observed::Outdated));
     }
 
     #[test]

@@ -230,7 +230,7 @@ impl Leadership {
         }
         let mut is_gone = false;
         loop {
-            let left = self.left()?;
+            let patience = self.patience()?;
             let mut wanted = self.lease.clone();
             if is_gone {
                 wanted = taken(&self.settings, None, number);
@@ -240,7 +240,7 @@ impl Leadership {
             }
             // Measured before it is sent: who counts from when it arrives counts from later.
             let sent = Instant::now();
-            match timeout(left, write(&self.api, is_gone, &wanted)).await {
+            match timeout(patience, write(&self.api, is_gone, &wanted)).await {
                 Ok(Ok(lease)) => {
                     self.lease = lease;
                     self.until = sent + self.settings.renew_deadline;
@@ -254,10 +254,13 @@ impl Leadership {
                     sleep(self.settings.retry.min(self.left()?)).await;
                     continue;
                 }
-                Err(_) => continue,
+                Err(_) => {
+                    warn!(?patience, "no answer to the renewal of the lease; it is tried again");
+                    continue;
+                }
             }
             // Somebody wrote it, or took it away; or an earlier answer to this process was lost.
-            match timeout(self.left()?, self.api.get_opt(&self.settings.name)).await {
+            match timeout(self.patience()?, self.api.get_opt(&self.settings.name)).await {
                 Ok(Ok(Some(lease))) => {
                     let known = [self.term.number(), number];
                     if holder(&lease) != self.settings.identity || !known.contains(&transitions(&lease)) {
@@ -276,6 +279,11 @@ impl Leadership {
                 }
             }
         }
+    }
+
+    /// How long one call is waited for: one that is lost on its way must leave time for another.
+    fn patience(&self) -> Result<Duration, Lost> {
+        Ok(self.left()?.min(self.settings.renew_deadline / 2))
     }
 
     /// How long the lease is still surely ours.
@@ -361,6 +369,39 @@ mod tests {
         let lease = taken(&settings(), Some(&before), transitions(&before) + 1);
         assert_eq!((holder(&lease), transitions(&lease)), ("me", 8), "also where the same one comes back");
         assert_eq!(transitions(&Lease::default()), 0);
+    }
+
+    /// An API server that is silent to the first `silent` calls and grants every other one.
+    fn mostly_silent(silent: usize) -> Client {
+        let mut calls = 0;
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            calls += 1;
+            let answers = calls > silent;
+            async move {
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                let written = request.into_body().collect_bytes().await.expect("a whole request");
+                Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(written)))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn one_renewal_without_an_answer_does_not_cost_the_lease() {
+        let renew_deadline = Duration::from_secs(2);
+        let renew = async |silent: usize| {
+            let settings = LeaseSettings { renew_deadline, retry: Duration::from_millis(1), ..settings() };
+            let term = Term::of_standby();
+            let until = Instant::now() + renew_deadline;
+            term.begin(7, until);
+            let api = Api::namespaced(mostly_silent(silent), &settings.namespace);
+            let mut leadership = Leadership { api, lease: held_by("me", 15), settings, until, term };
+            leadership.renew(None).await.map(|()| leadership.term.is_current())
+        };
+        assert_eq!(renew(1).await, Ok(true), "the second one is in time");
+        assert_eq!(renew(usize::MAX).await, Err(Lost::Expired(renew_deadline)));
     }
 
     #[test]

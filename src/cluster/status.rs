@@ -8,6 +8,7 @@ use std::{
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{Patch, PatchParams},
+    core::object::HasStatus,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -116,6 +117,28 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
             written.last = Some((version, status.clone()));
         }
         Ok(true)
+    }
+
+    /// Changes a status from what the cluster has, and not from what is known here: a write whose
+    /// answer was not waited for may have changed it. Nothing is written where the object is gone,
+    /// nothing is to be changed, or it is so already. Returns the status before and after.
+    pub async fn amend<K>(
+        &self,
+        client: &Client,
+        object: &K,
+        change: impl FnOnce(&K) -> Option<T>,
+    ) -> Result<Option<(T, T)>>
+    where
+        K: GroupResource + HasStatus<Status = T>,
+        T: Default,
+    {
+        let what = format!("read {} {}", K::kind(&()), object.name_any());
+        let live = timed(&what, Api::<K>::all(client.clone()).get_opt(&object.name_any())).await?;
+        let live = live.map_err(|error| Error::from_kube(what, &error))?;
+        let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid) else { return Ok(None) };
+        let Some(status) = change(&live) else { return Ok(None) };
+        let written = self.write(client, &live, live.status(), &status).await?;
+        Ok(written.then(|| (live.status().cloned().unwrap_or_default(), status)))
     }
 
     /// Writes a status; returns the version that it left, or nothing if the object is gone.

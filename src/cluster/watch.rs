@@ -3,7 +3,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Debug,
-    future::ready,
     hash::Hash,
     sync::Arc,
     time::Duration,
@@ -14,7 +13,6 @@ use kube::{
     Api, Resource, ResourceExt as _,
     api::DynamicObject,
     runtime::{
-        WatchStreamExt as _,
         reflector::{Lookup, Store, store::Writer},
         utils::Backoff,
         watcher::{self, Event, watcher},
@@ -216,26 +214,92 @@ where
     K::DynamicType: Clone + Debug + Eq + Hash,
 {
     let config = config.page_size(PAGE_SIZE);
-    let begin = move || watcher(api.clone(), config.clone()).backoff(Pauses::default()).boxed();
-    let events = stream::unfold((begin(), begin), move |(mut stream, begin)| {
-        let watch = watch.clone();
-        async move {
-            let event = stream.next().await?;
-            match &event {
-                Ok(_) => watch.works(),
-                Err(error) => {
-                    warn!(kind = watch.kind(), %error, "watch failed; it is tried again");
-                    watch.failed(&error.to_string());
-                    if is_expired(error) {
-                        // kube's watcher would ask for the same version for ever.
-                        stream = begin();
+    let begin = move || watcher(api.clone(), config.clone()).boxed();
+    persistent(begin, Pauses::default(), SETTLED, watch)
+}
+
+/// How long a watch that was listed anew has to bring no failure until it counts as one that
+/// works: twice as long as an API server that doesn't answer is waited for. Most bring nothing.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// Goes on with a stream of a watch after its failures. What a list brings is no sign that the
+/// watch after it begins: only what that itself brings is, or that it is quiet for long enough.
+/// Until then the pauses grow from failure to failure, however much was listed between them.
+fn persistent<K, S, B>(
+    begin: impl Fn() -> S + Send + 'static,
+    pauses: B,
+    settled: Duration,
+    watch: Watch,
+) -> impl Stream<Item = Event<K>> + Unpin
+where
+    K: Send + 'static,
+    S: Stream<Item = watcher::Result<Event<K>>> + Unpin + Send + 'static,
+    B: Backoff + Send + 'static,
+{
+    let first = Going { stream: begin(), begin, pauses, settled, is_listed: false, watch };
+    stream::unfold(first, |mut going| async move { Some((going.next().await?, going)) }).boxed()
+}
+
+/// A watch between two of its events.
+struct Going<S, F, B> {
+    stream: S,
+    begin: F,
+    pauses: B,
+    settled: Duration,
+    /// A list is complete, and nothing has come since that tells how the watch after it is.
+    is_listed: bool,
+    watch: Watch,
+}
+
+impl<K, S, F, B> Going<S, F, B>
+where
+    S: Stream<Item = watcher::Result<Event<K>>> + Unpin,
+    F: Fn() -> S,
+    B: Backoff,
+{
+    async fn next(&mut self) -> Option<Event<K>> {
+        loop {
+            let next = if self.is_listed {
+                let Ok(next) = tokio::time::timeout(self.settled, self.stream.next()).await else {
+                    self.works();
+                    continue;
+                };
+                next?
+            } else {
+                self.stream.next().await?
+            };
+            match next {
+                Ok(event) => {
+                    match &event {
+                        Event::Apply(_) | Event::Delete(_) => self.works(),
+                        Event::InitDone => self.is_listed = true,
+                        Event::Init | Event::InitApply(_) => {}
                     }
+                    return Some(event);
                 }
+                Err(error) => self.failed(&error).await?,
             }
-            Some((event.ok(), (stream, begin)))
         }
-    });
-    Box::pin(events.filter_map(ready))
+    }
+
+    fn works(&mut self) {
+        self.is_listed = false;
+        self.pauses.reset();
+        self.watch.works();
+    }
+
+    /// Waits until it may be tried again; nothing if it is not to be.
+    async fn failed(&mut self, error: &watcher::Error) -> Option<()> {
+        self.is_listed = false;
+        warn!(kind = self.watch.kind(), %error, "watch failed; it is tried again");
+        self.watch.failed(&error.to_string());
+        tokio::time::sleep(self.pauses.next()?).await;
+        if is_expired(error) {
+            // kube's watcher would ask for the same version for ever.
+            self.stream = (self.begin)();
+        }
+        Some(())
+    }
 }
 
 /// The pauses between attempts at a watch that fails: spread as kube's own, and a quarter as
@@ -266,10 +330,15 @@ fn is_expired(error: &watcher::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Instant,
+    };
+
     use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
     use kube::runtime::reflector;
 
-    use super::*;
+    use super::{super::watches::Watches, *};
 
     fn map(name: &str) -> ConfigMap {
         let mut map = ConfigMap::default();
@@ -279,6 +348,83 @@ mod tests {
         map.metadata.annotations =
             Some([(LAST_APPLIED.to_owned(), "{}".to_owned()), ("kept".to_owned(), "yes".to_owned())].into());
         map
+    }
+
+    /// Pauses of no length, which are counted until they are reset.
+    #[derive(Clone, Default)]
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Iterator for Counted {
+        type Item = Duration;
+
+        fn next(&mut self) -> Option<Duration> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Some(Duration::ZERO)
+        }
+    }
+
+    impl Backoff for Counted {
+        fn reset(&mut self) {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn gone() -> watcher::Error {
+        let status = kube::core::Status { code: 410, ..kube::core::Status::default() };
+        watcher::Error::WatchStartFailed(kube::Error::Api(Box::new(status)))
+    }
+
+    #[tokio::test]
+    async fn a_list_before_each_failure_neither_shortens_the_pauses_nor_hides_the_failures() {
+        let (watches, pauses) = (Watches::default(), Counted::default());
+        let begun = Arc::new(AtomicUsize::new(0));
+        let begin = {
+            let begun = Arc::clone(&begun);
+            move || {
+                // Gone three times, then it brings something.
+                let last = match begun.fetch_add(1, Ordering::Relaxed) {
+                    0..3 => Err(gone()),
+                    _ => Ok(Event::Apply(map("watched"))),
+                };
+                let list = [Ok(Event::Init), Ok(Event::InitApply(map("listed"))), Ok(Event::InitDone), last];
+                stream::iter(list).chain(stream::pending()).boxed()
+            }
+        };
+        let watch = watches.of("ConfigMap");
+        let mut events = persistent(begin, pauses.clone(), Duration::from_secs(600), watch);
+        let is_dead = || watches.dead(Instant::now(), Duration::ZERO).is_some();
+        for failures in 1..=4 {
+            for _ in 0..3 {
+                events.next().await.expect("a list");
+            }
+            assert_eq!(pauses.0.load(Ordering::Relaxed), failures - 1, "one pause for each failure, all in a row");
+            assert_eq!(is_dead(), failures > 1, "a list doesn't end the failure");
+        }
+        assert!(matches!(events.next().await, Some(Event::Apply(_))));
+        assert_eq!((pauses.0.load(Ordering::Relaxed), is_dead(), begun.load(Ordering::Relaxed)), (0, false, 4));
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_is_quiet_after_its_list_works() {
+        let (watches, pauses) = (Watches::default(), Counted::default());
+        let begun = AtomicUsize::new(0);
+        let begin = move || {
+            let first = begun.fetch_add(1, Ordering::Relaxed) == 0;
+            let events = if first { vec![Err(gone())] } else { vec![Ok(Event::<ConfigMap>::InitDone)] };
+            stream::iter(events).chain(stream::pending()).boxed()
+        };
+        let mut events = persistent(begin, pauses.clone(), Duration::from_millis(1), watches.of("ConfigMap"));
+        assert!(matches!(events.next().await, Some(Event::InitDone)));
+        assert!(watches.dead(Instant::now(), Duration::ZERO).is_some());
+        tokio::select! {
+            _ = events.next() => panic!("nothing comes"),
+            () = async {
+                while watches.dead(Instant::now(), Duration::ZERO).is_some() {
+                    tokio::task::yield_now().await;
+                }
+            } => {}
+        }
+        assert_eq!(pauses.0.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -1,11 +1,13 @@
-//! Keeps one database server's trouble from taking the reconciles of all others: while there
-//! is more than one server, at most half of those that may run at a time are at work on one.
+//! Keeps the trouble of some database servers from taking the reconciles of all others: while
+//! there is more than one server, at most half of those that may run at a time are at work on
+//! one, and a share of all is kept free for each of the others.
 //!
 //! Who finds no seat is not made to wait inside a reconcile, which would take the place that is
 //! to be kept free: it is put on the server's list and looked at again when a seat is free.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    mem::{Discriminant, discriminant},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,13 +19,36 @@ use crate::cluster::Owner;
 /// end without a word.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(15);
 
-/// A server, and whose reconciles: tenants and pools have queues of their own.
-type Compartment = (String, std::mem::Discriminant<Owner>);
-
-/// Who is at work on which server.
+/// Who is at work on which server. Tenants and pools have queues of their own, and seats of
+/// their own.
 #[derive(Default)]
 pub(super) struct Bulkheads {
-    compartments: Mutex<HashMap<Compartment, Seats>>,
+    halls: Mutex<HashMap<Discriminant<Owner>, Hall>>,
+}
+
+/// How many may be at work at a time, and on how many servers.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    seats: usize,
+    servers: usize,
+}
+
+impl Size {
+    /// How many may be at work on one server. With one server there is nobody to be kept free for.
+    fn most(self) -> usize {
+        if self.servers > 1 { (self.seats / 2).max(1) } else { self.seats }
+    }
+
+    /// How many seats nobody else takes from a server: half of all are divided so.
+    fn share(self) -> usize {
+        if self.servers > 1 { (self.seats / 2 / self.servers).max(1) } else { 0 }
+    }
+}
+
+/// The seats of one queue's reconciles, by server. Servers without any are left out.
+#[derive(Default)]
+struct Hall {
+    servers: BTreeMap<String, Seats>,
 }
 
 #[derive(Default)]
@@ -34,61 +59,91 @@ struct Seats {
     waiting: BTreeSet<Owner>,
 }
 
-impl Seats {
-    fn enter(&mut self, owner: &Owner, seats: usize) -> bool {
-        if self.taken >= seats {
-            if self.waiting.insert(owner.clone()) {
-                self.order.push_back(owner.clone());
+impl Hall {
+    /// How many more may work on a server.
+    fn room(&self, server: &str, size: Size) -> usize {
+        let share = size.share();
+        let taken = self.servers.get(server).map_or(0, |seats| seats.taken);
+        let all: usize = self.servers.values().map(|seats| seats.taken).sum();
+        // What is left of the shares of those that have some of it, and of all others.
+        let kept: usize = self.servers.values().map(|seats| share.saturating_sub(seats.taken)).sum();
+        let kept = kept + share * size.servers.saturating_sub(self.servers.len());
+        let of_all = size.seats.saturating_sub(all + kept);
+        (share.saturating_sub(taken) + of_all).min(size.most().saturating_sub(taken))
+    }
+
+    fn enter(&mut self, server: &str, owner: &Owner, size: Size) -> bool {
+        // In the hall first: its share is its own then, and not one of those that have none yet.
+        self.servers.entry(server.to_owned()).or_default();
+        let has_room = self.room(server, size) > 0;
+        let seats = self.servers.entry(server.to_owned()).or_default();
+        if !has_room {
+            if seats.waiting.insert(owner.clone()) {
+                seats.order.push_back(owner.clone());
             }
             return false;
         }
-        if self.waiting.remove(owner) {
-            self.order.retain(|other| other != owner);
+        if seats.waiting.remove(owner) {
+            seats.order.retain(|other| other != owner);
         }
-        self.taken += 1;
+        seats.taken += 1;
         true
     }
 
-    /// Gives a seat back; those that are to be looked at are as many as there are free seats,
-    /// since the first of them may be gone by now.
-    fn leave(&mut self, seats: usize) -> Vec<Owner> {
-        self.taken -= 1;
-        let free = seats.saturating_sub(self.taken).min(self.order.len());
-        let next: Vec<_> = self.order.drain(..free).collect();
-        for owner in &next {
-            self.waiting.remove(owner);
+    /// Gives a seat back; those that are to be looked at are as many as there is room for, since
+    /// the first of them may be gone by now. The server's own come first.
+    fn leave(&mut self, server: &str, size: Size) -> Vec<Owner> {
+        if let Some(seats) = self.servers.get_mut(server) {
+            seats.taken -= 1;
         }
-        next
+        let (own, others): (Vec<_>, Vec<_>) = self.servers.keys().cloned().partition(|name| name == server);
+        let mut called = Vec::new();
+        for name in own.into_iter().chain(others) {
+            let room = self.room(&name, size);
+            let Some(seats) = self.servers.get_mut(&name) else { continue };
+            let next: Vec<_> = seats.order.drain(..room.min(seats.order.len())).collect();
+            for owner in &next {
+                seats.waiting.remove(owner);
+            }
+            // They are not there yet; the others find no room where they will be.
+            seats.taken += next.len();
+            called.push((name, next));
+        }
+        for (name, next) in &called {
+            if let Some(seats) = self.servers.get_mut(name) {
+                seats.taken -= next.len();
+            }
+        }
+        self.servers.retain(|_, seats| seats.taken > 0 || !seats.order.is_empty());
+        called.into_iter().flat_map(|(_, next)| next).collect()
     }
 }
 
 impl Bulkheads {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Compartment, Seats>> {
-        self.compartments.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Discriminant<Owner>, Hall>> {
+        self.halls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many reconciles are at work on a server.
     pub(super) fn taken(&self, server: &str) -> usize {
-        self.lock().iter().filter(|((name, _), _)| name == server).map(|(_, seats)| seats.taken).sum()
+        self.lock().values().filter_map(|hall| Some(hall.servers.get(server)?.taken)).sum()
     }
 }
 
 /// A reconcile's right to be at work on a server; given back when dropped.
 pub(super) struct Seat {
     world: Arc<World>,
-    compartment: Compartment,
+    queue: Discriminant<Owner>,
+    server: String,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut all = self.world.bulkheads.lock();
-        let Some(seats) = all.get_mut(&self.compartment) else { return };
-        let next = seats.leave(self.world.seats(&self.compartment.1));
-        if seats.taken == 0 && seats.order.is_empty() {
-            all.remove(&self.compartment);
-        }
-        drop(all);
-        for owner in next {
+        let size = self.world.size(&self.queue);
+        let mut halls = self.world.bulkheads.lock();
+        let next = halls.get_mut(&self.queue).map(|hall| hall.leave(&self.server, size));
+        drop(halls);
+        for owner in next.into_iter().flatten() {
             push_owner(&self.world, &owner);
         }
     }
@@ -98,22 +153,21 @@ impl World {
     /// Leave for the reconcile of `owner` to work on a server, or nothing: then it is to end and
     /// is called again.
     pub(super) fn seat(self: &Arc<Self>, server: &str, owner: &Owner) -> Option<Seat> {
-        let compartment = (server.to_owned(), std::mem::discriminant(owner));
-        let seats = self.seats(&compartment.1);
-        let entered = self.bulkheads.lock().entry(compartment.clone()).or_default().enter(owner, seats);
-        entered.then(|| Seat { world: Arc::clone(self), compartment })
+        let queue = discriminant(owner);
+        let size = self.size(&queue);
+        let entered = self.bulkheads.lock().entry(queue).or_default().enter(server, owner, size);
+        entered.then(|| Seat { world: Arc::clone(self), queue, server: server.to_owned() })
     }
 
     /// How many reconciles of tenants may be at work on one server.
     pub(super) fn tenant_seats(&self) -> usize {
-        self.seats(&std::mem::discriminant(&Owner::Tenant(String::new())))
+        self.size(&discriminant(&Owner::Tenant(String::new()))).most()
     }
 
-    fn seats(&self, queue: &std::mem::Discriminant<Owner>) -> usize {
-        let pools = std::mem::discriminant(&Owner::Pool(String::new()));
-        let all = usize::from(if *queue == pools { super::FEW } else { self.args.concurrency });
-        // With one server there is nobody to be kept free for.
-        if self.stores.servers.len() > 1 { (all / 2).max(1) } else { all }
+    fn size(&self, queue: &Discriminant<Owner>) -> Size {
+        let pools = discriminant(&Owner::Pool(String::new()));
+        let seats = usize::from(if *queue == pools { super::FEW } else { self.args.concurrency });
+        Size { seats, servers: self.stores.servers.len() }
     }
 }
 
@@ -121,38 +175,77 @@ impl World {
 mod tests {
     use super::*;
 
+    /// Two seats on the one server there is.
+    const SMALL: Size = Size { seats: 2, servers: 1 };
+
     fn owner(name: &str) -> Owner {
         Owner::Tenant(name.to_owned())
     }
 
+    /// Sends as many as there may be to a server; how many that are.
+    fn fill(hall: &mut Hall, server: &str, size: Size) -> usize {
+        (0..100).filter(|number| hall.enter(server, &owner(&format!("{server}-{number}")), size)).count()
+    }
+
     #[test]
     fn who_finds_no_seat_is_called_in_its_turn() {
-        let mut seats = Seats::default();
-        assert!(seats.enter(&owner("a"), 2) && seats.enter(&owner("b"), 2));
-        assert!(["c", "d", "c", "e"].iter().all(|name| !seats.enter(&owner(name), 2)));
-        assert_eq!(seats.leave(2), [owner("c")]);
-        assert!(seats.enter(&owner("c"), 2));
-        assert_eq!((seats.leave(2), seats.leave(2)), (vec![owner("d")], vec![owner("e")]));
-        assert_eq!((seats.taken, seats.order.len(), seats.waiting.len()), (0, 0, 0));
+        let mut hall = Hall::default();
+        assert!(hall.enter("s", &owner("a"), SMALL) && hall.enter("s", &owner("b"), SMALL));
+        assert!(["c", "d", "c", "e"].iter().all(|name| !hall.enter("s", &owner(name), SMALL)));
+        assert_eq!(hall.leave("s", SMALL), [owner("c")]);
+        assert!(hall.enter("s", &owner("c"), SMALL));
+        assert_eq!((hall.leave("s", SMALL), hall.leave("s", SMALL)), (vec![owner("d")], vec![owner("e")]));
+        assert!(hall.servers.is_empty());
     }
 
     #[test]
     fn one_that_is_gone_keeps_nobody_waiting() {
-        let mut seats = Seats::default();
-        assert!(seats.enter(&owner("a"), 2));
-        assert!(seats.enter(&owner("b"), 2));
-        assert!(["gone", "c"].iter().all(|name| !seats.enter(&owner(name), 2)));
-        assert_eq!(seats.leave(2), [owner("gone")], "it is not there any more, and takes no seat");
-        assert_eq!(seats.leave(2), [owner("c")]);
+        let mut hall = Hall::default();
+        assert!(hall.enter("s", &owner("a"), SMALL) && hall.enter("s", &owner("b"), SMALL));
+        assert!(["gone", "c"].iter().all(|name| !hall.enter("s", &owner(name), SMALL)));
+        assert_eq!(hall.leave("s", SMALL), [owner("gone")], "it is not there any more, and takes no seat");
+        assert_eq!(hall.leave("s", SMALL), [owner("c")]);
     }
 
     #[test]
     fn one_that_comes_by_itself_is_not_called_again() {
-        let mut seats = Seats::default();
-        assert!(seats.enter(&owner("a"), 1));
-        assert!(!seats.enter(&owner("b"), 1) && !seats.enter(&owner("c"), 1));
-        assert_eq!(seats.leave(1), [owner("b")]);
-        assert!(seats.enter(&owner("c"), 1), "before b came");
-        assert!(seats.leave(1).is_empty());
+        let size = Size { seats: 1, servers: 1 };
+        let mut hall = Hall::default();
+        assert!(hall.enter("s", &owner("a"), size));
+        assert!(!hall.enter("s", &owner("b"), size) && !hall.enter("s", &owner("c"), size));
+        assert_eq!(hall.leave("s", size), [owner("b")]);
+        assert!(hall.enter("s", &owner("c"), size), "before b came");
+        assert!(hall.leave("s", size).is_empty());
+    }
+
+    #[test]
+    fn servers_that_stand_still_leave_a_share_to_each_other_one() {
+        for (seats, servers) in [(32, 2), (32, 3), (16, 4), (32, 10), (2, 2)] {
+            let size = Size { seats, servers };
+            let mut hall = Hall::default();
+            let mut taken = 0;
+            for number in 1..servers {
+                let held = fill(&mut hall, &format!("frozen-{number}"), size);
+                assert!(held <= seats / 2, "{held} of {seats} on one of {servers}");
+                taken += held;
+            }
+            let left = fill(&mut hall, "lively", size);
+            assert!(left >= (seats / 2 / servers).max(1), "{left} of {seats} with {servers}");
+            assert!(taken + left <= seats, "no more than there are");
+        }
+        // The lively one alone is not held back by shares that nobody uses.
+        let mut hall = Hall::default();
+        assert_eq!(fill(&mut hall, "lively", Size { seats: 32, servers: 3 }), 16);
+    }
+
+    #[test]
+    fn a_seat_that_is_given_back_is_free_for_another_server_too() {
+        let size = Size { seats: 8, servers: 3 };
+        let mut hall = Hall::default();
+        assert_eq!((fill(&mut hall, "a", size), fill(&mut hall, "b", size)), (4, 3), "one is kept for the third");
+        assert_eq!(hall.leave("a", size), [owner("a-4")], "its own come first");
+        assert!(hall.enter("a", &owner("a-4"), size));
+        hall.servers.get_mut("a").expect("a's seats").order.clear();
+        assert_eq!(hall.leave("a", size), [owner("b-3")]);
     }
 }

@@ -102,16 +102,32 @@ pub(super) struct Backoff {
 #[derive(Clone, Copy)]
 struct Failures {
     count: u32,
+    /// How many of them were reconciles that exceeded their deadline.
+    overdue: u32,
     /// When the last wait is over. What fails before that was not a retry: something else
     /// called for a look, and a server that is away for a second must not cost minutes only
     /// because much happened in that second.
     until: Instant,
 }
 
+impl Failures {
+    fn none(now: Instant) -> Self {
+        Self { count: 0, overdue: 0, until: now }
+    }
+}
+
 impl Backoff {
     /// The object is well.
     pub(super) fn reset(&self, object: &str) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(object);
+    }
+
+    /// A reconcile exceeded its deadline; returns how many have since the object was well.
+    pub(super) fn overdue(&self, object: &str, now: Instant) -> u32 {
+        let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = all.entry(object.to_owned()).or_insert(Failures::none(now));
+        failures.overdue = failures.overdue.saturating_add(1);
+        failures.overdue
     }
 
     /// How many times in a row an object has failed.
@@ -124,7 +140,7 @@ impl Backoff {
     /// around, so that a thousand objects that failed together don't come back together.
     pub(super) fn next(&self, object: &str, class: Class, now: Instant) -> Duration {
         let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = all.entry(object.to_owned()).or_insert(Failures { count: 0, until: now });
+        let failures = all.entry(object.to_owned()).or_insert(Failures::none(now));
         if now >= failures.until {
             failures.count = failures.count.saturating_add(1);
         }
@@ -180,6 +196,16 @@ mod tests {
         let (backoff, now) = (Backoff::default(), Instant::now());
         let found: Vec<_> = (0..20).map(|_| backoff.next("a", Class::Waiting, now)).collect();
         assert!(found.iter().all(|wait| *wait < Duration::from_millis(320)), "{found:?}");
+    }
+
+    #[test]
+    fn deadlines_are_counted_until_an_object_is_well() {
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        assert_eq!(backoff.overdue("a", now), 1);
+        assert!(backoff.next("a", Class::Transient, now) < Duration::from_millis(320), "as after any first failure");
+        assert_eq!((backoff.overdue("a", now), backoff.overdue("b", now)), (2, 1));
+        backoff.reset("a");
+        assert_eq!(backoff.overdue("a", now), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether this process does what it is for.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -35,12 +35,20 @@ pub(super) struct Signs {
     pub(super) definitions: Option<String>,
     /// A watch that has failed for long, and why.
     pub(super) dead_watch: Option<(String, String)>,
-    /// How long the oldest object in a queue has waited.
-    pub(super) oldest: Option<Duration>,
-    /// How long ago a reconcile ended.
-    pub(super) idle: Duration,
+    /// How each queue does in which an object waits.
+    pub(super) queues: Vec<Progress>,
     /// How long a reconcile may take.
     pub(super) deadline: Duration,
+}
+
+/// How a queue does. Each by itself: that one goes on says nothing about another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) kind: &'static str,
+    /// How long its oldest object has waited.
+    pub(super) oldest: Duration,
+    /// How long ago a reconcile of this kind came to its end, or all of them began.
+    pub(super) idle: Duration,
 }
 
 /// Whether the process is ready.
@@ -66,45 +74,42 @@ pub(super) fn judge(signs: &Signs) -> Result<&'static str, String> {
         return Err("not all resources are known yet".into());
     }
     let patience = signs.deadline * DEADLINES;
-    match signs.oldest {
-        Some(oldest) if oldest > patience && signs.idle > patience => Err(format!(
-            "reconciling has stopped: an object has waited for {oldest:.0?}, and none was done for {:.0?}: restart this pod and report its log",
-            signs.idle
-        )),
-        _ => Ok("leading"),
-    }
+    let stopped = signs.queues.iter().find(|queue| queue.oldest > patience && queue.idle > patience);
+    stopped.map_or(Ok("leading"), |Progress { kind, oldest, idle }| {
+        Err(format!(
+            "reconciling has stopped: a {kind} has waited for {oldest:.0?}, and none was done for {idle:.0?}: see to what its log says is slow, or restart this pod and report its log"
+        ))
+    })
 }
 
 /// The state that [`Signs`] are taken from.
 pub(super) struct Health {
-    phase: Mutex<Phase>,
-    last: Mutex<Instant>,
+    /// The phase, and since when it is that.
+    phase: Mutex<(Phase, Instant)>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { phase: Mutex::new(Phase::Waiting), last: Mutex::new(Instant::now()) }
+        Self { phase: Mutex::new((Phase::Waiting, Instant::now())) }
     }
 }
 
 impl Health {
     pub(super) fn phase(&self) -> Phase {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().0
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
-        self.did_something();
+        *self.lock() = (phase, Instant::now());
     }
 
-    /// A reconcile ended.
-    pub(super) fn did_something(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    /// For how long the phase has been what it is.
+    pub(super) fn in_phase(&self) -> Duration {
+        self.lock().1.elapsed()
     }
 
-    /// How long ago a reconcile ended.
-    pub(super) fn idle(&self) -> Duration {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    fn lock(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,14 +119,13 @@ mod tests {
 
     fn signs(phase: Phase) -> Signs {
         let deadline = Duration::from_secs(60);
-        Signs { phase, definitions: None, dead_watch: None, oldest: None, idle: Duration::ZERO, deadline }
+        Signs { phase, definitions: None, dead_watch: None, queues: Vec::new(), deadline }
     }
 
     #[test]
     fn a_standby_and_a_leader_at_rest_are_ready() {
         assert_eq!(judge(&signs(Phase::Standby)), Ok("standing by"));
-        let at_rest = Signs { idle: Duration::from_secs(86_400), ..signs(Phase::Reconciling) };
-        assert_eq!(judge(&at_rest), Ok("leading"));
+        assert_eq!(judge(&signs(Phase::Reconciling)), Ok("leading"));
         for phase in [Phase::Waiting, Phase::Learning, Phase::Ending] {
             assert!(judge(&signs(phase)).is_err(), "{phase:?}");
         }
@@ -129,11 +133,18 @@ mod tests {
 
     #[test]
     fn a_leader_that_does_nothing_of_what_waits_is_not_ready() {
-        let minutes = |n: u64| Duration::from_secs(n * 60);
-        let at = |oldest, idle| judge(&Signs { oldest: Some(oldest), idle, ..signs(Phase::Reconciling) });
-        assert!(at(minutes(4), minutes(4)).is_err_and(|why| why.contains("reconciling has stopped")));
-        assert_eq!(at(minutes(4), minutes(1)), Ok("leading"), "it is slow, and at work");
-        assert_eq!(at(minutes(1), minutes(4)), Ok("leading"), "it was at rest until a moment ago");
+        let queue = |kind, oldest: u64, idle: u64| Progress {
+            kind,
+            oldest: Duration::from_secs(oldest * 60),
+            idle: Duration::from_secs(idle * 60),
+        };
+        let at = |queues: &[Progress]| judge(&Signs { queues: queues.to_vec(), ..signs(Phase::Reconciling) });
+        assert!(at(&[queue("Tenant", 4, 4)]).is_err_and(|why| why.contains("reconciling has stopped: a Tenant")));
+        assert_eq!(at(&[queue("Tenant", 4, 1)]), Ok("leading"), "it is slow, and at work");
+        assert_eq!(at(&[queue("Tenant", 1, 4)]), Ok("leading"), "it was at rest until a moment ago");
+        let beside = [queue("DatabaseServer", 0, 0), queue("Tenant", 4, 4)];
+        assert!(at(&beside).is_err_and(|why| why.contains("a Tenant")), "that another queue goes on changes nothing");
+        assert_eq!(at(&[queue("DatabaseServer", 4, 0), queue("Tenant", 0, 4)]), Ok("leading"), "each by itself");
     }
 
     #[test]

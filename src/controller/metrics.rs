@@ -15,7 +15,7 @@ use prometheus_client::{
         MetricType,
         counter::{ConstCounter, Counter},
         family::Family,
-        gauge::ConstGauge,
+        gauge::{ConstGauge, Gauge},
         histogram::Histogram,
         info::Info,
     },
@@ -28,6 +28,7 @@ use super::{
     process::Process,
 };
 use crate::{
+    api::Tier,
     cluster::{Calls, Watches},
     database::Statistics,
 };
@@ -76,10 +77,19 @@ pub(super) struct Observation {
     pub(super) definitions_current: bool,
     /// Depth and oldest age, by kind.
     pub(super) queues: Vec<(&'static str, usize, Duration)>,
-    /// Each server, and how many reconciles are at work on it.
+    /// Each server that is connected, and how many reconciles are at work on it.
     pub(super) servers: Vec<(String, Statistics, usize)>,
+    /// Each DatabaseServer, and whether it can't be worked with.
+    pub(super) away: Vec<(String, bool)>,
     /// Tenants by tier and by their condition Ready.
     pub(super) tenants: BTreeMap<(String, String), usize>,
+}
+
+/// No Tenants, of each tier, by condition Ready: where all are down, there is a 0 to see.
+pub(super) fn no_tenants() -> BTreeMap<(String, String), usize> {
+    let tiers = [Tier::Pooled, Tier::Bridge, Tier::Dedicated];
+    let group = |tier: Tier| ["True", "False"].map(|ready| ((tier.to_string(), ready.to_owned()), 0));
+    tiers.into_iter().flat_map(group).collect()
 }
 
 /// The operator's metrics.
@@ -87,6 +97,7 @@ pub(super) struct Metrics {
     registry: Registry,
     observed: Observed,
     reconciled: Family<Reconciled, Counter>,
+    running: Family<OfKind, Gauge>,
     durations: Family<OfKind, Histogram, fn() -> Histogram>,
     retries: Family<Retried, Counter>,
     ended_sessions: Family<OfServer, Counter>,
@@ -105,6 +116,8 @@ impl Metrics {
         ours.register_collector(Box::new(observed.clone()));
         let reconciled = Family::default();
         ours.register("reconciles", "Reconciles that ended, by kind and result", reconciled.clone());
+        let running = Family::default();
+        ours.register("reconciles_running", "Reconciles that are under way", running.clone());
         let durations: Family<OfKind, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(DURATIONS));
         ours.register("reconcile_duration_seconds", "How long reconciles took", durations.clone());
@@ -130,7 +143,14 @@ impl Metrics {
         );
         let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
-        Self { registry, observed, reconciled, durations, retries, ended_sessions, repaired, events }
+        Self { registry, observed, reconciled, running, durations, retries, ended_sessions, repaired, events }
+    }
+
+    /// Counts a reconcile as under way, until what this returns is dropped.
+    pub(super) fn running(&self, kind: &str) -> Running {
+        let gauge = self.running.get_or_create(&OfKind { kind: kind.to_owned() }).clone();
+        gauge.inc();
+        Running(gauge)
     }
 
     /// Counts a reconcile that ended; returns how the metric names its result.
@@ -172,6 +192,7 @@ impl Metrics {
     /// What is rare is there with 0 before it happens: a rate can't see how a counter came to be.
     fn begin_at_zero(&self, observation: &Observation) {
         for (kind, ..) in &observation.queues {
+            drop(self.running.get_or_create(&OfKind { kind: (*kind).to_owned() }));
             for result in ["completed", "failed", "panicked"] {
                 drop(self.reconciled.get_or_create(&Reconciled { kind: (*kind).to_owned(), result }));
             }
@@ -190,6 +211,15 @@ impl Metrics {
         // Writing to a String never fails.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+/// A reconcile that is under way.
+pub(super) struct Running(Gauge);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -252,8 +282,14 @@ impl Collector for Observed {
         )?;
         gauges(
             &mut encoder,
+            "database_away",
+            "1 while a DatabaseServer is not connected, not Reachable, or counts as away",
+            now.away.iter().map(|(name, away)| (of_server(name), f64::from(u8::from(*away)))),
+        )?;
+        gauges(
+            &mut encoder,
             "database_breaker_open",
-            "1 while a server counts as away and is not asked",
+            "1 while a server that is connected doesn't answer and is not asked",
             now.servers.iter().map(|(name, of, _)| (of_server(name), f64::from(u8::from(of.away)))),
         )?;
         gauges(
@@ -306,6 +342,25 @@ mod tests {
     use crate::cluster::{Call, Watched};
 
     #[test]
+    fn a_reconcile_runs_until_it_is_dropped_and_kinds_begin_at_0() {
+        let metrics = Metrics::new(Calls::default(), &Watches::default());
+        let queues = || vec![("Tenant", 0, Duration::ZERO), ("Pool", 0, Duration::ZERO)];
+        let text = || metrics.text(Observation { queues: queues(), tenants: no_tenants(), ..Observation::default() });
+        let running = metrics.running("Tenant");
+        let during = text();
+        assert!(during.contains("tenantry_reconciles_running{kind=\"Tenant\"} 1\n"), "{during}");
+        assert!(during.contains("tenantry_reconciles_running{kind=\"Pool\"} 0\n"), "{during}");
+        for tier in ["pooled", "bridge", "dedicated"] {
+            for ready in ["True", "False"] {
+                let group = format!("tenantry_tenants{{tier=\"{tier}\",ready=\"{ready}\"}} 0.0\n");
+                assert!(during.contains(&group), "{group}: {during}");
+            }
+        }
+        drop(running);
+        assert!(text().contains("tenantry_reconciles_running{kind=\"Tenant\"} 0\n"));
+    }
+
+    #[test]
     fn everything_that_the_documentation_lists_is_there_and_nothing_else() {
         let (calls, watches) = (Calls::default(), Watches::default());
         let metrics = Metrics::new(calls.clone(), &watches);
@@ -319,12 +374,14 @@ mod tests {
         let observation = Observation {
             queues: vec![("Tenant", 2, Duration::from_millis(1_500))],
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
+            away: vec![("other".into(), true)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
             ..Observation::default()
         };
         let text = metrics.text(observation);
         assert!(text.contains("tenantry_database_statements_total{server=\"main\"} 7\n"), "{text}");
         assert!(text.contains("tenantry_queue_oldest_age_seconds{kind=\"Tenant\"} 1.5\n"), "{text}");
+        assert!(text.contains("tenantry_database_away{server=\"other\"} 1.0\n"), "{text}");
         assert!(text.contains("tenantry_tenants{tier=\"pooled\",ready=\"True\"} 3"), "{text}");
         let there: Vec<String> = text
             .lines()

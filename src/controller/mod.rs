@@ -19,6 +19,7 @@ mod metrics;
 mod migrations;
 mod namespaces;
 mod objects;
+mod overdue;
 mod placements;
 mod plan;
 mod pool;
@@ -60,10 +61,10 @@ use self::{
     databases::Databases,
     events::Events,
     failure::Backoff,
-    health::{Health, Phase, Signs},
+    health::{Health, Phase, Progress, Signs},
     metrics::{Metrics, Observation},
     migrations::MigrationRuns,
-    queue::{Queue, Work},
+    queue::{Backlog, Queue, Work},
     rollout::Rollouts,
     streams::Writers,
     workload::Looks,
@@ -94,12 +95,15 @@ impl Operator {
     /// Why it is not, and what to do about it.
     pub fn readiness(&self) -> Result<&'static str, String> {
         let world = &self.world;
+        let in_phase = world.health.in_phase();
+        let progress = |(kind, backlog): (&'static str, Backlog)| {
+            Some(Progress { kind, oldest: backlog.oldest?, idle: backlog.idle.min(in_phase) })
+        };
         health::judge(&Signs {
             phase: world.health.phase(),
             definitions: world.definitions.fault(),
             dead_watch: world.watches.dead(Instant::now(), health::WATCH_PATIENCE),
-            oldest: world.queues.backlogs().into_iter().filter_map(|(_, backlog)| backlog.oldest).max(),
-            idle: world.health.idle(),
+            queues: world.queues.backlogs().into_iter().filter_map(progress).collect(),
             deadline: world.args.reconcile_deadline,
         })
     }
@@ -107,15 +111,11 @@ impl Operator {
     /// The operator's metrics in the OpenMetrics text format.
     pub fn metrics(&self) -> String {
         let world = &self.world;
-        let leads = matches!(world.health.phase(), Phase::Learning | Phase::Reconciling) && world.term.is_current();
-        let mut tenants = BTreeMap::new();
-        for tenant in world.stores.tenants.state().iter().filter(|_| leads) {
-            let status = tenant.status.as_ref();
-            let tier = status.and_then(|status| status.tier).map_or_else(|| "none".to_owned(), |tier| tier.to_string());
-            let ready = status.and_then(|status| find_condition(&status.conditions, ConditionType::Ready));
-            let ready = ready.map_or_else(|| "Unknown".to_owned(), |ready| ready.status.clone());
-            *tenants.entry((tier, ready)).or_insert(0) += 1;
-        }
+        let is_current = world.term.is_current();
+        let leads = is_current && matches!(world.health.phase(), Phase::Learning | Phase::Reconciling);
+        // While not all are known, less is better than a wrong number.
+        let knows = is_current && world.health.phase() == Phase::Reconciling;
+        let (tenants, away) = if knows { (self.tenants(), server::away(world)) } else { Default::default() };
         let queues = world.queues.backlogs().into_iter();
         let servers = world.databases.all().into_iter();
         world.metrics.text(Observation {
@@ -129,8 +129,22 @@ impl Operator {
                     (name, connected.server.statistics(), running)
                 })
                 .collect(),
+            away,
             tenants,
         })
+    }
+
+    /// How many Tenants there are, by tier and by what their condition Ready says.
+    fn tenants(&self) -> BTreeMap<(String, String), usize> {
+        let mut tenants = metrics::no_tenants();
+        for tenant in self.world.stores.tenants.state() {
+            let status = tenant.status.as_ref();
+            let tier = status.and_then(|status| status.tier).map_or_else(|| "none".to_owned(), |tier| tier.to_string());
+            let ready = status.and_then(|status| find_condition(&status.conditions, ConditionType::Ready));
+            let ready = ready.map_or_else(|| "Unknown".to_owned(), |ready| ready.status.clone());
+            *tenants.entry((tier, ready)).or_insert(0) += 1;
+        }
+        tenants
     }
 }
 
@@ -257,6 +271,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             store: stores.servers.clone(),
             requests: requests.servers,
             queue: |world| &world.queues.servers,
+            statuses: |world| &world.statuses.servers,
             concurrency: FEW,
             reconcile: server::reconcile,
         },
@@ -271,6 +286,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             store: stores.plans.clone(),
             requests: requests.plans,
             queue: |world| &world.queues.plans,
+            statuses: |world| &world.statuses.plans,
             concurrency: FEW,
             reconcile: plan::reconcile,
         };
@@ -278,6 +294,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             store: stores.applications.clone(),
             requests: requests.applications,
             queue: |world| &world.queues.applications,
+            statuses: |world| &world.statuses.applications,
             concurrency: FEW,
             reconcile: application::reconcile,
         };
@@ -285,6 +302,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             store: stores.pools.clone(),
             requests: requests.pools,
             queue: |world| &world.queues.pools,
+            statuses: |world| &world.statuses.pools,
             concurrency: FEW,
             reconcile: pool::reconcile,
         };
@@ -292,6 +310,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             store: stores.tenants.clone(),
             requests: requests.tenants,
             queue: |world| &world.queues.tenants,
+            statuses: |world| &world.statuses.tenants,
             concurrency: world.args.concurrency,
             reconcile: tenant::reconcile,
         };

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    fmt::Debug,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -12,17 +11,24 @@ use std::{
 use futures::{StreamExt as _, channel::mpsc, stream::BoxStream};
 use kube::{
     Resource, ResourceExt as _,
+    core::object::HasStatus,
     runtime::{
         controller::{self, Action, Config, applier},
         reflector::{Lookup, ObjectRef, Store},
     },
 };
+use serde::Serialize;
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, debug, error, field, info_span, warn};
 
 use super::{
     failure::{Class, Failure},
+    overdue,
     world::World,
+};
+use crate::{
+    api::HasConditions,
+    cluster::{GroupResource, Statuses},
 };
 
 /// When to look at an object again, if nothing happens to it.
@@ -36,6 +42,8 @@ pub(super) struct Queue<K: Lookup> {
     sender: mpsc::UnboundedSender<ObjectRef<K>>,
     /// Since when an object waits that nobody has looked at since.
     waiting: Mutex<HashMap<String, Instant>>,
+    /// When a reconcile came to its end last.
+    ended: Mutex<Instant>,
 }
 
 /// What stands in a queue.
@@ -44,13 +52,15 @@ pub(super) struct Backlog {
     pub(super) depth: usize,
     /// How long the oldest object has waited.
     pub(super) oldest: Option<Duration>,
+    /// How long ago a reconcile came to its end. One that was given up did not.
+    pub(super) idle: Duration,
 }
 
 impl<K: Resource<DynamicType = ()> + Lookup<DynamicType = ()>> Queue<K> {
     /// A queue, and what comes out of it.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<ObjectRef<K>>) {
         let (sender, receiver) = mpsc::unbounded();
-        (Self { sender, waiting: Mutex::default() }, receiver)
+        (Self { sender, waiting: Mutex::default(), ended: Mutex::new(Instant::now()) }, receiver)
     }
 
     /// Puts an object in. (When the operator is ending, nobody takes it out any more.)
@@ -63,8 +73,18 @@ impl<K: Resource<DynamicType = ()> + Lookup<DynamicType = ()>> Queue<K> {
 
     /// What stands in it. (What is to be tried again at a later time doesn't, until then.)
     pub(super) fn backlog(&self) -> Backlog {
+        let idle = self.ended().elapsed();
         let waiting = self.waiting();
-        Backlog { depth: waiting.len(), oldest: waiting.values().min().map(Instant::elapsed) }
+        Backlog { depth: waiting.len(), oldest: waiting.values().min().map(Instant::elapsed), idle }
+    }
+
+    /// A reconcile came to its end, however that was.
+    fn done(&self) {
+        *self.ended() = Instant::now();
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Instant> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An object is looked at now, or is gone.
@@ -87,10 +107,11 @@ impl Drop for AbortOnDrop {
 }
 
 /// How one resource is worked through.
-pub(super) struct Work<K: Lookup<DynamicType = ()> + 'static, F> {
+pub(super) struct Work<K: Lookup<DynamicType = ()> + HasStatus + 'static, F> {
     pub(super) store: Store<K>,
     pub(super) requests: mpsc::UnboundedReceiver<ObjectRef<K>>,
     pub(super) queue: fn(&World) -> &Queue<K>,
+    pub(super) statuses: fn(&World) -> &Statuses<K::Status>,
     /// How many objects at a time.
     pub(super) concurrency: u16,
     pub(super) reconcile: F,
@@ -101,12 +122,13 @@ pub(super) struct Work<K: Lookup<DynamicType = ()> + 'static, F> {
 /// when those that were begun are done.
 pub(super) async fn work<K, F, Fut>(world: Arc<World>, work: Work<K, F>)
 where
-    K: Resource<DynamicType = ()> + Lookup<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K: GroupResource + Lookup<DynamicType = ()> + HasStatus + Send + Sync + 'static,
+    K::Status: HasConditions + Clone + Default + PartialEq + Serialize + Send + Sync + 'static,
     ObjectRef<K>: Hash + Eq,
     F: Fn(Arc<K>, Arc<World>) -> Fut + Copy + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
-    let Work { store, requests, queue, concurrency, reconcile } = work;
+    let Work { store, requests, queue, statuses, concurrency, reconcile } = work;
     let requests: BoxStream<'static, Result<ObjectRef<K>, Infallible>> =
         requests.map(Ok).take_until(world.stopping()).boxed();
     let config = Config::default().concurrency(concurrency);
@@ -115,8 +137,12 @@ where
             let name = object.name_any();
             queue(&world).taken(&name);
             // A task of its own, so that reconciles use every core and a panic ends only one.
-            let mut task = AbortOnDrop(tokio::spawn(once(object, Arc::clone(&world), reconcile)));
-            Ok::<_, Infallible>((&mut task.0).await.unwrap_or_else(|panic| panicked::<K>(&world, &name, &panic)))
+            let mut task = AbortOnDrop(tokio::spawn(once(object, Arc::clone(&world), queue, statuses, reconcile)));
+            let ended = (&mut task.0).await.unwrap_or_else(|panic| {
+                queue(&world).done();
+                panicked::<K>(&world, &name, &panic)
+            });
+            Ok::<_, Infallible>(ended)
         })
     };
     let never = |_, never: &Infallible, _| match *never {};
@@ -135,18 +161,24 @@ fn panicked<K: Resource<DynamicType = ()>>(world: &World, name: &str, panic: &to
     let kind = K::kind(&());
     let after = world.backoff.next(&format!("{kind}/{name}"), Class::Transient, Instant::now());
     world.metrics.panicked(&kind);
-    world.health.did_something();
     error!(%kind, name, %panic, ?after, "a reconcile ended by a fault of this program: please report it");
     Action::requeue(after)
 }
 
-async fn once<K, F, Fut>(object: Arc<K>, world: Arc<World>, reconcile: F) -> Action
+async fn once<K, F, Fut>(
+    object: Arc<K>,
+    world: Arc<World>,
+    queue: fn(&World) -> &Queue<K>,
+    statuses: fn(&World) -> &Statuses<K::Status>,
+    reconcile: F,
+) -> Action
 where
-    K: Resource<DynamicType = ()>,
+    K: GroupResource + Lookup<DynamicType = ()> + HasStatus,
+    K::Status: HasConditions + Clone + Default + PartialEq + Serialize,
     F: Fn(Arc<K>, Arc<World>) -> Fut,
     Fut: Future<Output = Outcome>,
 {
-    let (kind, name) = (K::kind(&()), object.name_any());
+    let (kind, name) = (<K as Resource>::kind(&()), object.name_any());
     let id = format!("{kind}/{name}");
     let span = info_span!(
         "reconcile",
@@ -159,13 +191,25 @@ where
         duration = field::Empty,
     );
     let begun = Instant::now();
-    let running = reconcile(object, Arc::clone(&world)).instrument(span.clone());
-    let outcome = tokio::time::timeout(world.args.reconcile_deadline, running).await;
-    let outcome =
-        outcome.unwrap_or_else(|_| Err(Failure::transient("DeadlineExceeded", "the reconcile took too long")));
+    let _running = world.metrics.running(&kind);
+    let deadline = world.args.reconcile_deadline;
+    let running = reconcile(Arc::clone(&object), Arc::clone(&world)).instrument(span.clone());
+    let in_time = tokio::time::timeout(deadline, running).await;
     let took = begun.elapsed();
+    let outcome = match in_time {
+        Ok(outcome) => {
+            queue(&world).done();
+            outcome
+        }
+        Err(_) => {
+            let failure = overdue::failure(deadline);
+            if world.backoff.overdue(&id, Instant::now()) >= overdue::PATIENCE {
+                overdue::say(&*object, &world, statuses(&world), &failure).instrument(span.clone()).await;
+            }
+            Err(failure)
+        }
+    };
     let result = world.metrics.reconciled(&kind, outcome.as_ref().err(), took);
-    world.health.did_something();
     span.record("outcome", result).record("duration", field::debug(took));
     let _entered = span.enter();
     match outcome {

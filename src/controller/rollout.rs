@@ -180,7 +180,9 @@ async fn hold_back(world: &World, object: &Object, record: &Record) -> cluster::
     let live = match children.observe(&key, identity) {
         cluster::Observed::InSync => return Ok(Applied::Unchanged),
         cluster::Observed::Changed(live) => Some(live),
-        cluster::Observed::Outdated | cluster::Observed::Absent => world.cluster.read(&key).await?,
+        cluster::Observed::Outdated | cluster::Observed::Absent | cluster::Observed::Foreign => {
+            world.cluster.read(&key).await?
+        }
     };
     match live.and_then(|live| held_back(object, &live)) {
         Some(held) => world.cluster.apply_as(&held, identity).await,

@@ -1,12 +1,15 @@
 //! Routes that are not ours, and whether the cluster serves HTTPRoutes at all.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
 
 use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt as _,
-    api::{DynamicObject, PartialObjectMeta},
+    api::DynamicObject,
     runtime::watcher::{self, Event},
 };
 use tokio::sync::mpsc;
@@ -17,56 +20,103 @@ use crate::{
     desired::Kind,
 };
 
-/// The definition whose presence says that the cluster serves HTTPRoutes.
+/// The definition that says whether the cluster serves HTTPRoutes.
 const HTTP_ROUTES: &str = "httproutes.gateway.networking.k8s.io";
 
-/// Watches HTTPRoutes as long as the cluster serves them.
+/// Watches HTTPRoutes as long as the cluster serves them. The receiver gets a word once it is
+/// known that it doesn't, or which there are.
 pub(super) fn spawn_http_routes(world: &Arc<World>) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     let world = Arc::clone(world);
     tokio::spawn(async move {
-        let api: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(world.cluster.client().clone());
+        let api: Api<CustomResourceDefinition> = Api::all(world.cluster.client().clone());
         let config = watcher::Config::default().fields(&format!("metadata.name={HTTP_ROUTES}"));
         let mut definitions = events(api, config, world.watches.of("CustomResourceDefinition"));
-        let mut watches: Vec<tokio::task::JoinHandle<()>> = Vec::new();
-        let mut present = false;
-        while let Some(event) = definitions.next().await {
-            let served = match event {
-                Event::Init => {
-                    present = false;
+        let mut routes: Option<Routes> = None;
+        let mut is_listed = false;
+        loop {
+            // The definition may be there a moment before it is served, or for good without that:
+            // the watch of routes goes on trying, and the definition is heard of meanwhile.
+            let event = tokio::select! {
+                event = definitions.next() => event,
+                () = Routes::until_listed(&mut routes) => {
+                    set_served(&world, true);
+                    let _ = sender.try_send(());
                     continue;
                 }
-                Event::InitApply(_) | Event::Apply(_) => {
-                    present = true;
-                    present
-                }
-                Event::InitDone => present,
-                Event::Delete(_) => {
-                    present = false;
-                    present
-                }
             };
-            let before = world.serves_http_routes();
-            if served && !before {
-                let (listed, mut done) = mpsc::channel(1);
-                watches.push(tokio::spawn(children(&world, Kind::HttpRoute, None, listed)));
-                watches.push(spawn_foreign(&world, Kind::HttpRoute));
-                // The definition may be there a moment before it is served; the watch goes on trying.
-                let _ = done.recv().await;
-            } else if !served && before {
-                watches.drain(..).for_each(|watch| watch.abort());
-            }
-            if served != before {
-                world.facts.http_routes.store(served, std::sync::atomic::Ordering::Relaxed);
-                for application in world.stores.applications.state() {
-                    world.queues.applications.push(&application.name_any());
+            let served = match event {
+                None => return,
+                Some(Event::Init) => {
+                    is_listed = false;
+                    continue;
                 }
-                world.push_tenants(|_| true);
+                Some(Event::InitApply(definition)) => {
+                    is_listed = is_served(&definition);
+                    continue;
+                }
+                Some(Event::InitDone) => is_listed,
+                Some(Event::Apply(definition)) => is_served(&definition),
+                Some(Event::Delete(_)) => false,
+            };
+            if !served {
+                routes = None;
+                set_served(&world, false);
+                let _ = sender.try_send(());
+            } else if routes.is_none() {
+                routes = Some(Routes::watch(&world));
             }
-            let _ = sender.try_send(());
         }
     });
     receiver
+}
+
+/// The watches of HTTPRoutes, ours and others'; ended when dropped.
+struct Routes {
+    listed: mpsc::Receiver<()>,
+    watches: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Routes {
+    fn watch(world: &Arc<World>) -> Self {
+        let (sender, listed) = mpsc::channel(1);
+        let ours = tokio::spawn(children(world, Kind::HttpRoute, None, sender));
+        Self { listed, watches: [ours, spawn_foreign(world, Kind::HttpRoute)] }
+    }
+
+    /// Ready when the routes were listed anew; never while none are watched.
+    async fn until_listed(routes: &mut Option<Self>) {
+        let listed = match routes {
+            Some(routes) => routes.listed.recv().await,
+            None => None,
+        };
+        if listed.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        self.watches.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// Whether the cluster serves the version of HTTPRoute that is written here.
+fn is_served(definition: &CustomResourceDefinition) -> bool {
+    let version = Kind::HttpRoute.version();
+    definition.spec.versions.iter().any(|it| it.name == version && it.served)
+}
+
+/// Takes note of whether the cluster serves HTTPRoutes, and looks again at whom that concerns.
+fn set_served(world: &World, served: bool) {
+    if world.facts.http_routes.swap(served, Ordering::Relaxed) == served {
+        return;
+    }
+    for application in world.stores.applications.state() {
+        world.queues.applications.push(&application.name_any());
+    }
+    world.push_tenants(|_| true);
 }
 
 /// Watches routes that are not ours, for their hosts.
@@ -124,5 +174,26 @@ fn foreign_hosts(kind: Kind, route: &DynamicObject) -> BTreeSet<String> {
 pub(super) fn push_all(world: &World, tenants: BTreeSet<String>) {
     for tenant in tenants {
         world.queues.tenants.push(&tenant);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_definition_without_the_version_that_is_written_serves_no_routes() {
+        let definition = |versions: serde_json::Value| -> CustomResourceDefinition {
+            let names = json!({"kind": "HTTPRoute", "plural": "httproutes"});
+            let spec = json!({"group": "gateway.networking.k8s.io", "names": names, "scope": "Namespaced",
+                              "versions": versions});
+            serde_json::from_value(json!({"metadata": {"name": HTTP_ROUTES}, "spec": spec})).expect("a definition")
+        };
+        let version = |name: &str, served: bool| json!({"name": name, "served": served, "storage": name == "v1"});
+        assert!(is_served(&definition(json!([version("v1beta1", true), version("v1", true)]))));
+        assert!(!is_served(&definition(json!([version("v1beta1", true)]))));
+        assert!(!is_served(&definition(json!([version("v1beta1", true), version("v1", false)]))));
     }
 }

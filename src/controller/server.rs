@@ -20,7 +20,10 @@ use super::{
     world::World,
 };
 use crate::{
-    api::{ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, merge_conditions},
+    api::{
+        ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, find_condition,
+        merge_conditions,
+    },
     cluster::{add_finalizer, remove_finalizer},
     database::{DatabaseRecord, ErrorClass, Purpose, Server, ServerInfo, Tls},
     desired::{count, join_faults, server_faults},
@@ -89,6 +92,21 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
             Ok(sooner(counted, world.databases.get(&name).map_or(interval, |connected| connected.check_due(interval))))
         }
     }
+}
+
+/// Each DatabaseServer, and whether it can't be worked with: never connected, not with what its
+/// spec and Secrets say now, or without an answer.
+pub(super) fn away(world: &World) -> Vec<(String, bool)> {
+    let servers = world.stores.servers.state();
+    let is_away = |server: &DatabaseServer| {
+        let status = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
+        let reachable = find_condition(&status.conditions, ConditionType::Reachable);
+        // While it is paused, nobody writes the condition.
+        let says_so = !super::is_paused(server) && reachable.is_some_and(|it| it.status == "False");
+        let connected = world.databases.get(&server.name_any());
+        says_so || connected.is_none_or(|connected| connected.server.statistics().away)
+    };
+    servers.iter().map(|server| (server.name_any(), is_away(server))).collect()
 }
 
 /// The cluster whose databases are to be taken over, where that was not done yet.

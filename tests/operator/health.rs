@@ -2,7 +2,8 @@
 
 use devcluster::Options;
 use k8s_openapi::{
-    api::coordination::v1::Lease, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    api::{coordination::v1::Lease, core::v1::Secret},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api,
@@ -11,8 +12,9 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    ground::{Ground, NAMESPACE, eventually, ready_tenant},
+    ground::{Ground, NAMESPACE, Operator, eventually, ready_tenant, secret},
     steps::calm,
+    verbs::{await_condition, ours},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,6 +80,61 @@ async fn what_the_operator_does_is_counted() {
     assert!(metric("tenantry_tenants{tier=\"pooled\",ready=\"True\"}") > 0.0);
     assert!(metric("process_resident_memory_bytes") > 1e6);
     assert_eq!(metric("tenantry_database_breaker_open{server=\"main\"}"), 0.0);
+    assert_eq!(metric("tenantry_database_away{server=\"main\"}"), 0.0);
+    assert!(metric("tenantry_reconciles_running{kind=\"Tenant\"}") >= 0.0);
     let (_, text) = operator.get("/metrics").expect("an answer");
     assert!(!text.contains("counted-in-metrics"), "no label holds a tenant's name");
+}
+
+/// Waits until the metrics say of DatabaseServer `main` whether it is away.
+async fn is_away(operator: &Operator, away: bool) {
+    let mut last = None;
+    let said = eventually(async || {
+        last = operator.metric("tenantry_database_away{server=\"main\"}");
+        (last == Some(f64::from(u8::from(away)))).then_some(())
+    });
+    assert!(said.await.is_some(), "{last:?}, not {away}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_never_reached_is_away_and_tiers_without_tenants_have_a_number() {
+    let ground = Ground::start(Options::default()).await;
+    let client = &ground.client;
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let admin = ground.cluster.postgres().admin();
+    let password = async |password: &str| {
+        secret(&secrets, "main-admin", &[("username", &admin.user), ("password", password)]).await;
+    };
+    ground.examples().await;
+    let main = ours("DatabaseServer", "main");
+
+    // At the first contact.
+    password("guessed").await;
+    let operator = ground.operator(&["--health-interval", "1s"]);
+    is_away(&operator, true).await;
+    for tier in ["pooled", "bridge", "dedicated"] {
+        for ready in ["True", "False"] {
+            let name = format!("tenantry_tenants{{tier=\"{tier}\",ready=\"{ready}\"}}");
+            assert_eq!(operator.metric(&name), Some(0.0), "{name}");
+        }
+    }
+    password(&admin.password).await;
+    is_away(&operator, false).await;
+
+    // Changed to a wrong one, while the connections that there are go on.
+    ready_tenant(client, "acme", json!({})).await;
+    password("guessed").await;
+    await_condition(client, &main, "Reachable", "False", "28P01").await;
+    is_away(&operator, true).await;
+    assert_eq!(operator.metric("tenantry_database_breaker_open{server=\"main\"}"), Some(0.0));
+    password(&admin.password).await;
+    is_away(&operator, false).await;
+
+    // A new leader, while it is down.
+    operator.kill();
+    ground.cluster.postgres().stop();
+    let operator = ground.operator(&["--health-interval", "1s"]);
+    is_away(&operator, true).await;
+    ground.cluster.postgres().start_again().expect("the server starts again");
+    is_away(&operator, false).await;
 }

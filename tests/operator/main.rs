@@ -7,6 +7,7 @@ mod bridge;
 mod bulkheads;
 mod cli;
 mod counts;
+mod deadlines;
 mod dedicated;
 mod deleting;
 mod drift;

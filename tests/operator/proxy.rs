@@ -82,11 +82,12 @@ impl Calls {
     }
 }
 
-/// A fault that each `every`th call of a sort has.
-#[derive(Clone, Copy, Debug)]
+/// A fault that each `every`th call of a sort has, of those in whose path this stands.
+#[derive(Debug)]
 struct Rule {
     fault: Fault,
     calls: Calls,
+    path: String,
     every: usize,
     seen: usize,
     hit: usize,
@@ -107,9 +108,9 @@ impl Inner {
     }
 
     /// What goes wrong with this call.
-    fn fault(&self, calls: Option<Calls>) -> Option<Fault> {
+    fn fault(&self, calls: Option<Calls>, path: &str) -> Option<Fault> {
         let mut rules = self.rules();
-        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls)?;
+        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls && path.contains(&rule.path))?;
         rule.seen += 1;
         if rule.seen % rule.every != 0 {
             return None;
@@ -179,7 +180,12 @@ impl Proxy {
 
     /// Lets each `every`th call of a sort go wrong, from now on.
     pub fn spoil(&self, calls: Calls, every: usize, fault: Fault) {
-        self.inner.rules().push(Rule { fault, calls, every, seen: 0, hit: 0 });
+        self.spoil_at("", calls, every, fault);
+    }
+
+    /// The same for calls alone in whose path this stands.
+    pub fn spoil_at(&self, path: &str, calls: Calls, every: usize, fault: Fault) {
+        self.inner.rules().push(Rule { fault, calls, path: path.to_owned(), every, seen: 0, hit: 0 });
     }
 
     /// How many calls went wrong since then.
@@ -246,7 +252,7 @@ async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response 
         inner.released.notified().await;
     }
     let calls = Calls::of(&request);
-    let fault = inner.fault(calls);
+    let fault = inner.fault(calls, request.uri().path());
     match fault {
         Some(Fault::Refused(code, after)) => return refused(code, after),
         Some(Fault::Silence) => return Gate::hold().await,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     ground::{Ground, apply, await_tenant, documents, eventually, is, output, ready_tenant, shared, tenant},
+    proxy::{Calls, Fault, Proxy},
     verbs::{application, await_condition, delete, named, of, ours, patch, patch_status, read},
 };
 
@@ -150,4 +151,44 @@ async fn without_the_gateway_api_the_operator_runs_and_says_so_until_it_comes() 
     await_tenant(&client, "early", "Ready", |tenant| is(tenant, "Ready", "True")).await;
     assert!(read(&client, &route).await.is_some());
     output(ground.cluster.kubectl().args(["get", "httproutes", "-A"]));
+}
+
+/// The definition of HTTPRoute, with version v1 served or not.
+fn definition_with_v1(ground: &Ground, served: bool) -> Value {
+    let mut definition = definition(ground);
+    for version in definition["spec"]["versions"].as_array_mut().expect("versions") {
+        // Something has to be served and stored.
+        let is_old = version["name"] == "v1beta1";
+        version["served"] = json!(is_old || served);
+        version["storage"] = json!(is_old);
+    }
+    definition
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_that_are_not_served_as_they_are_written_hold_nobody_up() {
+    let mut ground = Ground::start(Options { gateway_api: false, ..Options::default() }).await;
+    let client = ground.client.clone();
+    apply(&client, &definition_with_v1(&ground, false)).await.expect("the definition of HTTPRoute");
+    let operator = ground.operator(&[]);
+    operator.says(200, "leading").await;
+    ground.examples().await;
+    let crm = ours("Application", "crm");
+    await_condition(&client, &crm, "RouteApiAvailable", "False", "Gateway API").await;
+    apply(&client, &definition_with_v1(&ground, true)).await.expect("the definition of HTTPRoute");
+    await_condition(&client, &crm, "RouteApiAvailable", "True", "").await;
+    ready_tenant(&client, "acme", json!({})).await;
+    operator.kill();
+
+    // It goes before the first list of routes has come.
+    let proxy = Proxy::start(&ground).await;
+    ground.kubeconfig.clone_from(&proxy.kubeconfig);
+    proxy.spoil_at("/httproutes", Calls::Lists, 1, Fault::Refused(500, None));
+    let operator = ground.operator(&[]);
+    operator.says(503, "not all resources are known yet").await;
+    let tried = eventually(async || (proxy.spoilt() > 1).then_some(())).await;
+    assert!(tried.is_some(), "routes are listed, in vain");
+    delete(&client, &definition(&ground)).await;
+    operator.says(200, "leading").await;
+    await_condition(&client, &crm, "RouteApiAvailable", "False", "Gateway API").await;
 }

@@ -100,6 +100,19 @@ fn expressions_ask_for_metrics_that_there_are() {
     }
 }
 
+/// An outage that lasts must not become what it is compared with, and nothing must not be
+/// compared with anything: what is asked for is there with 0.
+#[test]
+fn an_outage_is_told_as_long_as_it_lasts() {
+    let rule = |name: &str| rules().into_iter().find(|rule| rule["alert"] == name).expect("an alert");
+    let down = rule("TenantryTenantsDown")["expr"].as_str().expect("an expression").to_owned();
+    assert!(!down.contains("offset"), "{down}");
+    assert!(down.contains("max_over_time(") && down.contains("[6h:"), "{down}");
+    // Two leaders' numbers in one scrape are not twice as many Tenants.
+    assert_eq!(down.matches("sum(").count(), down.matches("sum(max by (tier)").count(), "{down}");
+    assert!(asked(&rule("TenantryDatabaseAway")).metrics.contains("tenantry_database_away"));
+}
+
 #[test]
 fn each_alert_has_a_severity_a_summary_and_a_section() {
     let operations = operations();

@@ -116,9 +116,13 @@ fn standard_settings() {
     }
     let grace = spec["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().expect("seconds");
     let help = operator_help();
-    let (_, shutdown) = help.split_once("TENANTRY_SHUTDOWN_GRACE=] [default: ").expect("a flag");
-    let shutdown: u64 = shutdown.split_once("s]").expect("seconds").0.parse().expect("a number");
-    assert!(grace > shutdown, "killed after {grace} s, with {shutdown} s for what is under way");
+    let seconds = |flag: &str| -> u64 {
+        let (_, default) = help.split_once(&format!("TENANTRY_{flag}=] [default: ")).expect("a flag");
+        default.split_once("s]").expect("seconds").0.parse().expect("a number")
+    };
+    // What is under way, the Lease, and the last answers, one after the other.
+    let ending = seconds("SHUTDOWN_GRACE") + seconds("LEASE_RENEW_DEADLINE") + 2;
+    assert!(grace > ending, "killed after {grace} s, where an end may take {ending} s");
     for off in ["ServiceMonitor", "PrometheusRule", "NetworkPolicy"] {
         assert_eq!(count(&standard, off), 0, "{off}");
     }
