@@ -17,6 +17,10 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
+/// A static program would have musl's, which makes threads wait for each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long answers that are under way may take when everything else has ended.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 

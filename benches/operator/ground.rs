@@ -32,8 +32,9 @@ pub const OPERATOR: &str = "system:serviceaccount:tenantry-system:tenantry";
 pub const PATIENCE: Duration = Duration::from_secs(900);
 
 /// The lines of `postgresql.conf` that differ from devcluster's: every statement can be logged
-/// as JSON when it is to be recorded or counted.
-const POSTGRES: [(&str, &str); 5] = [
+/// as JSON when it is to be recorded or counted, and the bare client isn't short of connections.
+const POSTGRES: [(&str, &str); 6] = [
+    ("max_connections", "600"),
     ("logging_collector", "on"),
     ("log_destination", "jsonlog"),
     ("log_rotation_age", "0"),

@@ -9,7 +9,7 @@ use crate::{
     ground::{Ground, Operator, eventually},
     processors::Usage,
     record::{Recipe, Recorder},
-    replay::{Replay, ceiling},
+    replay::{Levels, Replay, ceiling, part},
     report::{self, Report, calls, listed, writes_and_reads},
     statements::StatementLog,
     tenants::{Watch, create_all, tenant},
@@ -28,7 +28,8 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     let recorder = Recorder::start(ground).await?;
     let operator = ground.operator_by(&recorder.kubeconfig, &QUIET)?;
     ground.await_server("main").await?;
-    let pools = pools(ground, tier, count).await?;
+    let levels = if tier == "pooled" { Levels { first: 4, most: 64 } } else { Levels { first: 2, most: 32 } };
+    let pools = pools(ground, tier, count + levels.tries() * part(count)).await?;
     create_all(&ground.client, tenants(tier, "warm", WARM_UP)).await?;
     watch.await_holding(&format!("warm{tier}"), WARM_UP).await?;
     settle(ground, Duration::from_secs(3)).await?;
@@ -39,7 +40,6 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
 
     let deployments = if tier == "pooled" { None } else { Some(Watch::deployments(&ground.client).await?) };
     let replay = Replay::new(ground, &recipe, deployments.as_ref()).await?;
-    let levels: &[usize] = if tier == "pooled" { &[4, 8, 16, 32] } else { &[2, 4, 8] };
     let bare = ceiling(&replay, &format!("bare{tier}"), count, levels, &pools).await?;
     drop(replay);
     drop(deployments);
@@ -117,13 +117,13 @@ pub fn tenants(tier: &str, prefix: &str, count: usize) -> Vec<serde_json::Value>
     (0..count).map(|number| tenant(&format!("{prefix}{tier}{number:05}"), "crm", tier)).collect()
 }
 
-/// The pools that the bare client fills: enough of them, made by the operator beforehand.
+/// The pools that the bare client fills with so many tenants, made by the operator beforehand.
 async fn pools(ground: &Ground, tier: &str, count: usize) -> Result<Vec<String>> {
     if tier != "pooled" {
         return Ok(Vec::new());
     }
-    // Twice the tenants, for the search of the best concurrency; 500 to a pool.
-    let names: Vec<_> = (0..(count * 2).div_ceil(500)).map(|number| format!("crm-9{number:02}")).collect();
+    // 500 to a pool, and those that are made before anything is measured are all in one.
+    let names: Vec<_> = (0..count.div_ceil(500 - WARM_UP - 1)).map(|number| format!("crm-9{number:02}")).collect();
     for name in &names {
         ground.pool(name).await?;
     }

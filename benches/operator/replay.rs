@@ -21,7 +21,7 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject as _},
 };
 use sha2::Digest as _;
-use tenantry::database::TenantId;
+use tenantry::database::{Password, TenantId};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_postgres::{Client as Sql, types::Type};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -33,6 +33,11 @@ use crate::{
     statements::Statement,
     tenants::{Watch, create, tenant},
 };
+
+/// What the server answers when others were in the way (SQLSTATE): the operator asks again, too.
+const IN_THE_WAY: [&str; 4] = ["40001", "40P01", "55006", "XX000"];
+/// How often it is asked again.
+const TRIES: usize = 20;
 
 /// Makes tenants by a recipe.
 pub struct Replay<'a> {
@@ -52,6 +57,8 @@ struct Made {
     pool: Option<String>,
     password: String,
     verifier: String,
+    /// The same for the login that migrates: of one round, as the operator makes it.
+    quick_verifier: String,
     digest: String,
 }
 
@@ -161,12 +168,7 @@ impl<'a> Replay<'a> {
         if let (Some(recorded), Some(pool)) = (&recipe.pool, &made.pool) {
             text = text.replace(recorded, pool).replace(&recorded.replace('-', "_"), &pool.replace('-', "_"));
         }
-        while let Some(start) = text.find("SCRAM-SHA-256$") {
-            let end = text[start..].find('\'').map_or(text.len(), |end| start + end);
-            // Marked, so that it isn't found again.
-            text.replace_range(start..end, "\u{0}");
-        }
-        text.replace('\u{0}', &made.verifier)
+        with_verifiers(&text, made)
     }
 
     async fn call(&self, call: &Call, replace: &impl Fn(&str) -> String) -> Result<()> {
@@ -194,27 +196,19 @@ impl<'a> Replay<'a> {
 
     async fn send(&self, connection: &Sql, statement: &Statement, replace: &impl Fn(&str) -> String) -> Result<()> {
         let text = replace(&statement.text);
-        match &statement.parameters {
-            None => connection.simple_query(&text).await.map(drop),
-            Some(parameters) => {
-                let values: Vec<String> = parameters.iter().map(|value| replace(value)).collect();
-                let typed: Vec<_> = values
-                    .iter()
-                    .map(|value| (value as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT))
-                    .collect();
-                if text.contains("ANY ($1)") {
-                    let list: Vec<String> = values
-                        .iter()
-                        .flat_map(|it| it.trim_matches(['{', '}']).split(','))
-                        .map(str::to_owned)
-                        .collect();
-                    connection.query_typed(&text, &[(&list, Type::TEXT_ARRAY)]).await.map(drop)
-                } else {
-                    connection.query_typed(&text, &typed).await.map(drop)
+        let values: Option<Vec<String>> =
+            statement.parameters.as_ref().map(|values| values.iter().map(|value| replace(value)).collect());
+        let mut tries = TRIES;
+        loop {
+            match query(connection, &text, values.as_deref()).await {
+                Err(error) if tries > 0 && error.code().is_some_and(|code| IN_THE_WAY.contains(&code.code())) => {
+                    // What failed inside a transaction leaves it open.
+                    connection.batch_execute("ROLLBACK").await?;
+                    tries -= 1;
                 }
+                answer => return answer.with_context(|| format!("{}: {text}", statement.database)),
             }
         }
-        .with_context(|| format!("{}: {text}", statement.database))
     }
 
     /// An idle connection as the admin, or a new one.
@@ -236,6 +230,36 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// Sends what was recorded: a script, or one statement with its values.
+async fn query(
+    connection: &Sql,
+    text: &str,
+    values: Option<&[String]>,
+) -> std::result::Result<(), tokio_postgres::Error> {
+    let Some(values) = values else { return connection.simple_query(text).await.map(drop) };
+    if text.contains("ANY ($1)") {
+        let list: Vec<String> =
+            values.iter().flat_map(|it| it.trim_matches(['{', '}']).split(',')).map(str::to_owned).collect();
+        return connection.query_typed(text, &[(&list, Type::TEXT_ARRAY)]).await.map(drop);
+    }
+    let typed: Vec<_> =
+        values.iter().map(|value| (value as &(dyn tokio_postgres::types::ToSql + Sync), Type::TEXT)).collect();
+    connection.query_typed(text, &typed).await.map(drop)
+}
+
+/// A text with each recorded verifier replaced by one of this tenant's that costs the server as
+/// much: its time goes with the rounds.
+fn with_verifiers(text: &str, made: &Made) -> String {
+    const VERIFIER: &str = "SCRAM-SHA-256$";
+    let mut parts = text.split(VERIFIER);
+    let mut replaced = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        replaced.push_str(if part.starts_with("1:") { &made.quick_verifier } else { &made.verifier });
+        replaced.push_str(&part[part.find('\'').unwrap_or(part.len())..]);
+    }
+    replaced
+}
+
 fn prepared(prefix: &str, number: usize, pools: &[String]) -> Made {
     let mut random = [0; 24];
     rand::rng().fill_bytes(&mut random);
@@ -244,6 +268,7 @@ fn prepared(prefix: &str, number: usize, pools: &[String]) -> Made {
         name: format!("{prefix}{number:05}"),
         pool: (!pools.is_empty()).then(|| pools[number % pools.len()].clone()),
         verifier: postgres_protocol::password::scram_sha_256(password.as_bytes()),
+        quick_verifier: Password::new(password.as_str()).verifier_for_us(),
         digest: data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(password.as_bytes())),
         password,
     }
@@ -261,31 +286,57 @@ pub struct Ceiling {
     pub shares: String,
 }
 
-/// The best rate of a few: tries each concurrency with a part of the tenants, then makes the
-/// rest with the best.
+/// How many tenants at a time a bare client is tried with.
+#[derive(Clone, Copy)]
+pub struct Levels {
+    /// It begins with so many, and doubles them.
+    pub first: usize,
+    /// Beyond these nothing is tried.
+    pub most: usize,
+}
+
+impl Levels {
+    /// How many tries there are at most.
+    pub fn tries(self) -> usize {
+        (self.most / self.first).ilog2() as usize + 1
+    }
+}
+
+/// The best rate there is: tries a concurrency with a fifth of the tenants, and doubles it until
+/// two in a row were no better than the best; then makes as many as the operator will, with that.
 pub async fn ceiling(
     replay: &Replay<'_>,
     prefix: &str,
     count: usize,
-    levels: &[usize],
+    levels: Levels,
     pools: &[String],
 ) -> Result<Ceiling> {
     ensure!(count > 0, "a ceiling takes tenants");
-    let part = (count / 5).max(1);
-    let mut best = (0.0, levels[0]);
-    for level in levels {
-        let took = replay.make(&format!("{prefix}l{level}x"), part, *level, pools).await?;
+    let tier = replay.recipe.tier;
+    let part = part(count);
+    let (mut best, mut level) = ((0.0, levels.first), levels.first);
+    while level <= levels.most && level <= best.1 * 4 {
+        let took = replay.make(&format!("{prefix}l{level}x"), part, level, pools).await?;
         let rate = part as f64 / took.as_secs_f64();
-        println!("  ceiling of {}: {rate:.1} tenants/s at {level} at a time", replay.recipe.tier);
+        println!("  ceiling of {tier}: {rate:.1} tenants/s at {level} at a time");
         if rate > best.0 {
-            best = (rate, *level);
+            best = (rate, level);
         }
+        level *= 2;
+    }
+    if best.1 * 2 > levels.most {
+        println!("  ceiling of {tier}: the most at a time that is tried was the best; more may be better still");
     }
     let before = Usage::now(replay.ground, None)?;
     let took = replay.make(&format!("{prefix}best"), count, best.1, pools).await?;
     let (total, shares) = Usage::now(replay.ground, None)?.since(&before, count);
-    println!("  processor time per {} tenant of the bare client: {total:.1} ms ({shares})", replay.recipe.tier);
+    println!("  processor time per {tier} tenant of the bare client: {total:.1} ms ({shares})");
     let rate = count as f64 / took.as_secs_f64();
-    println!("  ceiling of {}: {rate:.1} tenants/s at {} at a time, {count} tenants", replay.recipe.tier, best.1);
+    println!("  ceiling of {tier}: {rate:.1} tenants/s at {} at a time, {count} tenants", best.1);
     Ok(Ceiling { rate, concurrency: best.1, processor: total, shares })
+}
+
+/// With how many tenants a concurrency is tried.
+pub fn part(count: usize) -> usize {
+    (count / 5).max(1)
 }

@@ -102,8 +102,9 @@ pub(super) fn watch(client: &Client, watches: &Watches, definitions: &Arc<Defini
 /// What a definition lacks of what this version uses.
 fn fault(expected: &CustomResourceDefinition, live: Option<&CustomResourceDefinition>) -> Option<String> {
     let name = expected.name_any();
-    let remedy =
-        "install this version's definitions (helm upgrade does, or: tenantry crds | kubectl apply --server-side -f -)";
+    // What Helm installed is Helm's, and nobody else's to change unless by force.
+    let remedy = "install this version's definitions (helm upgrade does, or: \
+                  tenantry crds | kubectl apply --server-side --force-conflicts -f -)";
     let Some(live) = live else { return Some(format!("definition {name} is not installed: {remedy}")) };
     let missing = missing(expected, live);
     let more = missing.len().saturating_sub(NAMED);

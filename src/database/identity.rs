@@ -168,7 +168,8 @@ impl Password {
     /// server 10 ms each time a verifier is set (it tries whether the password is empty), and
     /// the client 1 ms at each login. Tenants' logins have 4096 all the same, since some of
     /// their drivers insist on it.
-    pub(super) fn verifier_for_us(&self) -> String {
+    #[must_use]
+    pub fn verifier_for_us(&self) -> String {
         let mut salt = [0_u8; 16];
         rand::rng().fill_bytes(&mut salt);
         // PBKDF2 with one iteration, then RFC 5802. A random password is plain ASCII, which

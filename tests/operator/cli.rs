@@ -5,7 +5,7 @@ use std::{os::unix::fs::symlink, process::Command};
 use serde_json::{Value, json};
 
 use super::{
-    ground::{Ground, delete_tenant, eventually, ready_tenant},
+    ground::{Ground, NAMESPACE, create, delete_tenant, eventually, ready_tenant},
     steps::calm,
     verbs::{application, id, of, ours, patch},
 };
@@ -113,6 +113,50 @@ async fn the_verbs_say_what_is() {
     assert_eq!(nothing.code, 2, "{nothing:?}");
     let none = tenantry(ground, &["adopt", "shown-a"]);
     assert!(none.code == 0 && none.stdout.contains("nothing to do"), "{none:?}");
+}
+
+/// What the chart's roles give is enough for the verbs that documentation says it is for.
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_of_the_chart_are_enough() {
+    let ((ground, _), client) = calm().await;
+    let binding = |kind: &str, name: &str, role: (&str, &str)| {
+        let mut binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role.0, "name": role.1},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "peter"}],
+        });
+        if kind == "RoleBinding" {
+            binding["metadata"]["namespace"] = NAMESPACE.into();
+        }
+        binding
+    };
+    create(&client, &binding("ClusterRoleBinding", "peter", ("ClusterRole", "tenantry-admin"))).await;
+    let peter = tempfile::NamedTempFile::new().expect("a temporary file");
+    let config = std::fs::read_to_string(ground.cluster.kubeconfig()).expect("a kubeconfig");
+    let mut config: Value = serde_saphyr::from_str(&config).expect("YAML");
+    config["users"][0]["user"]["as"] = "peter".into();
+    std::fs::write(peter.path(), config.to_string()).expect("a written file");
+    let peters =
+        |args: &[&str]| run(Command::new(env!("CARGO_BIN_EXE_tenantry")).args(args).env("KUBECONFIG", peter.path()));
+
+    let another = "00000000-0000-4000-8000-000000000000";
+    let adopt = || peters(&["adopt", "--from-cluster", another, "--dry-run"]);
+    // Aggregated rules reach the authorizer by and by.
+    let adopted = eventually(async || Some(adopt()).filter(|ran| ran.code == 0)).await.unwrap_or_else(adopt);
+    assert!(adopted.code == 0 && adopted.stdout.contains("would adopt"), "{adopted:?}");
+    let retained = peters(&["retained"]);
+    assert!(retained.code == 3 && retained.stdout.contains("read Secret tenantry-system/main-admin"), "{retained:?}");
+
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "server-logins", "namespace": NAMESPACE},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}],
+    });
+    create(&client, &role).await;
+    create(&client, &binding("RoleBinding", "server-logins", ("Role", "server-logins"))).await;
+    let retained = || peters(&["retained"]);
+    let all = eventually(async || Some(retained()).filter(|ran| ran.code == 0)).await.unwrap_or_else(retained);
+    assert_eq!(all.code, 0, "{all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

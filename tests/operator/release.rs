@@ -1,6 +1,10 @@
 //! The release comes and goes; tenants stay as they are. And what its rules ask for is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::fs::symlink,
+    process::Command,
+};
 
 use devcluster::Options;
 use k8s_openapi::api::authorization::v1::SubjectAccessReview;
@@ -114,6 +118,47 @@ async fn the_release_goes_and_comes_back_and_every_tenant_stays_ready() {
     let after = objects(&client).await;
     let changed: Vec<_> = before.iter().filter(|(key, version)| after.get(*key) != Some(version)).collect();
     assert!(changed.is_empty(), "written anew: {changed:#?}");
+}
+
+/// The commands of a section of docs/operations.md, from the one that begins so on.
+fn documented(section: &str, first: &str) -> Vec<String> {
+    let page = std::fs::read_to_string(root().join("docs/operations.md")).expect("docs/operations.md");
+    let (_, text) = page.split_once(&format!("\n## {section}\n")).expect("a section");
+    let text = text.split("\n## ").next().expect("a section's text");
+    let commands = text.lines().filter_map(|line| line.strip_prefix("$ ")).map(str::to_owned);
+    let commands: Vec<_> = commands.skip_while(|command| !command.starts_with(first)).collect();
+    assert!(!commands.is_empty(), "{section} has no {first}");
+    commands
+}
+
+/// To be rid of everything takes what docs/operations.md says, and nothing waits for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn uninstalling_as_documented_leaves_nothing() {
+    let ground = Ground::start(Options::default()).await;
+    let client = ground.client.clone();
+    let _operator = ground.operator(&[]);
+    ground.examples().await;
+    ready_tenant(&client, "acme", json!({})).await;
+    ready_tenant(&client, "bolt", json!({"spec": {"deletionPolicy": "Delete"}})).await;
+    ready_tenant(&client, "gusto", bridge("crm", json!({}))).await;
+    ready_tenant(&client, "iris", json!({"spec": {"plan": "enterprise", "tier": "dedicated"}})).await;
+    let programs = tempfile::tempdir().expect("a temporary folder");
+    for (name, program) in [("kubectl", ground.cluster.kubectl()), ("helm", ground.cluster.helm())] {
+        symlink(program.get_program(), programs.path().join(name)).expect("a link");
+    }
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").expect("PATH"));
+    let run = |command: &str| {
+        let mut shell = Command::new("timeout");
+        shell.args(["120", "bash", "-o", "pipefail", "-c", command]).env("PATH", &path);
+        let kubeconfig = ground.cluster.kubeconfig().to_owned();
+        tokio::task::spawn_blocking(move || output(shell.env("KUBECONFIG", kubeconfig)))
+    };
+    for command in documented("Uninstall", "kubectl delete tenants") {
+        run(&command).await.expect("it ends");
+    }
+    assert_eq!(run("kubectl get crd -o name | grep -c tenantry || true").await.expect("an answer").trim(), "0");
+    let left = run("kubectl get namespace,clusterrole -o name | grep -E 'tenant|pool-' || true").await;
+    assert_eq!(left.expect("an answer").trim(), "namespace/tenantry-system", "where the release was");
 }
 
 /// The alerts of the chart ask for metrics that a leader really shows, the rare ones too: from

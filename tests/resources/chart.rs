@@ -14,7 +14,7 @@ pub fn settings(name: &str) -> String {
 }
 
 /// The names of all of these, the chart's own (`default`) among them.
-fn all_settings() -> Vec<String> {
+pub fn all_settings() -> Vec<String> {
     let entries = fs::read_dir(root().join("charts/tenantry/ci")).expect("charts/tenantry/ci");
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name"));
     names.map(|name| name.strip_suffix("-values.yaml").expect("NAME-values.yaml").to_owned()).collect()
@@ -42,7 +42,7 @@ fn attempt_render(values: &str, kinds: &[&str]) -> (bool, String, String) {
 }
 
 /// The objects of the chart with these settings.
-fn objects(values: &str) -> Vec<Value> {
+pub fn objects(values: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&render(values)).expect("YAML")
 }
 
@@ -57,7 +57,7 @@ fn count(objects: &[Value], kind: &str) -> usize {
 }
 
 /// The operator's container.
-fn container(objects: &[Value]) -> &Value {
+pub fn container(objects: &[Value]) -> &Value {
     &one(objects, "Deployment", "tenantry")["spec"]["template"]["spec"]["containers"][0]
 }
 
@@ -290,12 +290,14 @@ fn leaves(path: &str, value: &Value, paths: &mut Vec<String>) {
 #[test]
 fn its_variables_are_the_programs() {
     let help = operator_help();
+    for settings in all_settings().iter().map(|name| settings(name)) {
+        for variable in container(&objects(&settings))["env"].as_array().expect("variables") {
+            let name = variable["name"].as_str().expect("a name");
+            assert!(help.contains(&format!("[env: {name}=")), "tenantry operator knows no {name}");
+        }
+    }
     let objects = objects("");
     let container = container(&objects);
-    for variable in container["env"].as_array().expect("variables") {
-        let name = variable["name"].as_str().expect("a name");
-        assert!(help.contains(&format!("[env: {name}=")), "tenantry operator knows no {name}");
-    }
     assert_eq!(container["ports"][0]["containerPort"], 8080);
     assert!(help.contains("TENANTRY_LISTEN=] [default: 0.0.0.0:8080]"), "{help}");
 }

@@ -58,7 +58,10 @@ fn the_image_is_empty_but_for_the_program_and_never_root() {
         let (_, tag) = from.rsplit_once(':').unwrap_or_else(|| panic!("{from} has no tag"));
         assert!(tag.contains('.') && tag != "latest", "{from} is not pinned");
         assert!(stage.iter().any(|line| line.contains("--locked")), "it builds other versions than Cargo.lock's");
+        // Static, and so with an allocator of its own: musl's makes threads wait for each other.
+        assert!(stage.iter().any(|line| line.contains("target=\"$(uname -m)-unknown-linux-musl\"")), "it isn't static");
     }
+    output(Command::new("grep").args(["--quiet", "--text", "mimalloc", env!("CARGO_BIN_EXE_tenantry")]));
     // It is built with a compiler that the workspace allows.
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
     let oldest = manifest.split_once("rust-version = \"1.").expect("a version").1.split('"').next().expect("a number");

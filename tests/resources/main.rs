@@ -4,6 +4,7 @@ mod admission;
 mod alerts;
 mod bad_input;
 mod chart;
+mod container;
 mod definitions;
 mod examples;
 mod generated;

@@ -70,7 +70,6 @@ async fn the_operator_reaches_what_it_needs_and_no_more() {
             "patch tenantry.io/plans",
             "update tenantry.io/tenants/finalizers",
             "create tenantry.io/pools",
-            "delete tenantry.io/pools",
             "create /namespaces",
             "delete /namespaces",
             "create rbac.authorization.k8s.io/rolebindings somewhere",
@@ -104,6 +103,7 @@ async fn the_operator_reaches_what_it_needs_and_no_more() {
             "create tenantry.io/tenants",
             "delete tenantry.io/tenants",
             "delete tenantry.io/plans",
+            "delete tenantry.io/pools",
             "create tenantry.io/plans",
             // Workloads where it did not make the namespace.
             "create apps/deployments default",
@@ -227,7 +227,12 @@ async fn agents_owners_and_people() {
             tokio::task::yield_now().await;
         }
     }
-    hold("vera", &["list tenantry.io/tenants"], &["create tenantry.io/tenants", "get /secrets default"]).await;
+    hold(
+        "vera",
+        &["list tenantry.io/tenants", "get /namespaces:kube-system"],
+        &["create tenantry.io/tenants", "get /secrets default", "get /namespaces:default", "list /namespaces"],
+    )
+    .await;
     hold(
         "edith",
         &["create tenantry.io/tenants", "patch tenantry.io/tenants", "list tenantry.io/applications"],

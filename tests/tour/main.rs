@@ -3,7 +3,12 @@
 
 mod demo;
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use demo::Demo;
 
@@ -87,19 +92,54 @@ fn the_readme_does_what_it_says() {
     }
 }
 
+/// The pages that people read: the README and the chart's and the CRM's, and all of docs/.
+fn pages() -> Vec<PathBuf> {
+    let mut pages =
+        ["README.md", "charts/tenantry/README.md", "examples/crm/README.md"].map(|file| root().join(file)).to_vec();
+    let docs = fs::read_dir(root().join("docs")).expect("docs/").map(|entry| entry.expect("an entry").path());
+    pages.extend(docs.filter(|path| path.extension().is_some_and(|end| end == "md")));
+    pages
+}
+
+/// The text of a page without its blocks of code.
+fn prose(page: &Path) -> String {
+    let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+    text.split("```").step_by(2).collect()
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(page: &Path) -> Vec<String> {
+    let prose = prose(page);
+    let headings = prose.lines().filter_map(|line| line.strip_prefix('#'));
+    let anchor = |heading: &str| -> String {
+        let text = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        text.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// Files are there, and sections too.
 #[test]
-fn its_links_lead_somewhere() {
-    for file in ["README.md", "docs/concepts.md"] {
-        let text = fs::read_to_string(root().join(file)).expect("a page");
-        let folder = root().join(file).parent().expect("a folder").to_owned();
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let path = link.split('#').next().unwrap_or_default();
-            if path.is_empty() || path.starts_with("http") {
+fn links_lead_somewhere() {
+    let (pages, mut sections) = (pages(), 0);
+    assert!(pages.len() >= 8, "{pages:?}");
+    for page in &pages {
+        let prose = prose(page);
+        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") {
                 continue;
             }
-            assert!(folder.join(path).exists(), "{file} links to {path}, which isn't there");
+            let (path, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { page.clone() } else { page.parent().expect("a folder").join(path) };
+            let link = format!("{} links to {link}", page.display());
+            assert!(target.exists(), "{link}, which isn't there");
+            if !section.is_empty() {
+                sections += 1;
+                assert!(anchors(&target).contains(&section.to_owned()), "{link}, a section that isn't there");
+            }
         }
     }
+    assert!(sections > 30, "links to {sections} sections");
 }
 
 #[test]
