@@ -72,8 +72,9 @@ impl Calls {
         let query = request.uri().query().unwrap_or_default();
         let path = request.uri().path();
         match *request.method() {
-            // The lease is not what is tested.
-            _ if path.contains("/leases") => None,
+            // The lease is not what is tested; and an Event is only told of, off the path of what is
+            // done, but would keep step with what is tried again.
+            _ if path.contains("/leases") || path.contains("/events") => None,
             Method::GET if query.contains("watch=") => Some(Self::Watches),
             Method::GET if query.contains("limit=") => Some(Self::Lists),
             Method::GET => None,
@@ -87,6 +88,8 @@ impl Calls {
 struct Rule {
     fault: Fault,
     calls: Calls,
+    /// What stands in their path.
+    about: &'static str,
     every: usize,
     seen: usize,
     hit: usize,
@@ -105,10 +108,10 @@ impl Inner {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What goes wrong with this call.
-    fn fault(&self, calls: Option<Calls>) -> Option<Fault> {
+    /// What goes wrong with this call: the first rule for such calls decides.
+    fn fault(&self, calls: Option<Calls>, path: &str) -> Option<Fault> {
         let mut rules = self.rules();
-        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls)?;
+        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls && path.contains(rule.about))?;
         rule.seen += 1;
         if rule.seen % rule.every != 0 {
             return None;
@@ -165,9 +168,10 @@ impl Proxy {
         tokio::time::timeout(patience, self.inner.reached.notified()).await.expect("the call is made");
     }
 
-    /// Lets each `every`th call of a sort go wrong, from now on.
-    pub fn spoil(&self, calls: Calls, every: usize, fault: Fault) {
-        self.inner.rules().push(Rule { fault, calls, every, seen: 0, hit: 0 });
+    /// Lets each `every`th call of a sort go wrong, from now on; of those with this in their path,
+    /// and for which nothing was said before.
+    pub fn spoil(&self, calls: Calls, about: &'static str, every: usize, fault: Fault) {
+        self.inner.rules().push(Rule { fault, calls, about, every, seen: 0, hit: 0 });
     }
 
     /// How many calls went wrong since then, by each of what was asked for, in that order.
@@ -233,7 +237,7 @@ async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response 
         hold(&inner).await;
     }
     let calls = Calls::of(&request);
-    let fault = inner.fault(calls);
+    let fault = inner.fault(calls, request.uri().path());
     match fault {
         Some(Fault::Refused(code, after)) => return refused(code, after),
         Some(Fault::Silence) => return Gate::hold().await,
@@ -245,8 +249,7 @@ async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response 
         parts.headers.remove(header);
     }
     let body = to_bytes(body, usize::MAX).await.expect("a whole request");
-    // Events tell of what was done, off the path of what does it.
-    let is_write = calls == Some(Calls::Writes) && !parts.uri.path().contains("/events");
+    let is_write = calls == Some(Calls::Writes);
     let described = format!("{} {}", parts.method, parts.uri.path());
     let text = if inner.gate.is_some() && is_write {
         format!("{described} {}", String::from_utf8_lossy(&body))
