@@ -31,6 +31,8 @@ impl Web {
         let listener = TcpListener::bind(address).await;
         let listener =
             listener.with_context(|| format!("listen on {address}: choose another address with --listen"))?;
+        // With port 0 this alone tells where.
+        tracing::info!(address = %listener.local_addr()?, "listening");
         Ok(Self { listener })
     }
 

@@ -4,18 +4,23 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use devcluster::Options;
-use kube::{Api, Client, api::DeleteParams};
+use futures::future::join_all;
+use kube::{Api, Client};
 use serde_json::{Value, json};
-use tenantry::api::Tenant;
+use tenantry::api::{ANNOTATION_PAUSED, ANNOTATION_ROTATE, Tenant};
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    gate::{Gate, Happening},
+    gate::{Counted, Gate, Happening, Write},
     ground::{Ground, Operator, apply, await_tenant, credentials, eventually, is},
     proxy::Proxy,
     snapshot::{Names, Snapshot, assert_same},
     sql_proxy::SqlProxy,
-    verbs::{ours, patch, place, rows, superuser},
+    verbs::{self, ours, patch, place, rows, superuser},
 };
+
+/// These tests need the machine for themselves: one at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// A ground whose operator goes both of its ways through a gate.
 pub struct Gated {
@@ -25,21 +30,27 @@ pub struct Gated {
     pub sql: SqlProxy,
     operator: Option<Operator>,
     flags: &'static [&'static str],
+    // Given back last of all.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Gated {
     pub async fn start(flags: &'static [&'static str]) -> Self {
+        let alone = ALONE.lock().await;
         let mut ground = Ground::start(Options::default()).await;
         let gate = Arc::new(Gate::default());
         let api = Proxy::with_gate(&ground, Some(Arc::clone(&gate))).await;
         ground.kubeconfig.clone_from(&api.kubeconfig);
-        let postgres = ground.cluster.postgres();
-        let sql = SqlProxy::start(postgres.host(), postgres.port(), Arc::clone(&gate)).await;
+        let sql = SqlProxy::start(ground.cluster.postgres(), Arc::clone(&gate)).await;
         ground.examples().await;
-        // Without TLS: the proxy has to understand what passes.
-        let way = json!({"spec": {"admin": {"host": "127.0.0.1", "port": sql.port}, "tls": {"mode": "Disable", "caSecret": null}}});
+        // Without TLS: the proxy has to understand what passes. And with room for those that are
+        // held, and for as many besides.
+        let way = json!({"spec": {
+            "admin": {"host": "127.0.0.1", "port": sql.port}, "tls": {"mode": "Disable", "caSecret": null},
+            "capacity": {"operatorConnections": 24},
+        }});
         patch(&ground.client, &ours("DatabaseServer", "main"), &way).await;
-        let mut gated = Self { ground, gate, api, sql, operator: None, flags };
+        let mut gated = Self { ground, gate, api, sql, operator: None, flags, _alone: alone };
         gated.restart();
         gated
     }
@@ -56,40 +67,117 @@ impl Gated {
         self.operator = Some(self.ground.operator(self.flags));
     }
 
-    /// Makes a Tenant while its writes are counted.
-    pub async fn make(&self, tenant: &Value, at: Option<(usize, Happening)>) -> Names {
-        // Its UID is not known before it is there, and its name stands in the first write.
-        let name = tenant["metadata"]["name"].as_str().expect("a name").to_owned();
-        self.gate.arm(&[name], at);
-        let made = apply(self.client(), tenant).await.expect("a Tenant");
-        let made: Tenant = serde_json::from_value(serde_json::to_value(made).expect("JSON")).expect("a Tenant");
-        let names = Names::of(&made);
-        self.gate.also(&names.marks()[1..]);
+    /// A Tenant of which nothing is made yet: its UID has to be known before its first write.
+    pub async fn prepare(&self, tenant: &Value) -> Names {
+        let mut tenant = tenant.clone();
+        tenant["metadata"]["annotations"] = json!({ANNOTATION_PAUSED: "true"});
+        let made = apply(self.client(), &tenant).await.expect("a Tenant");
+        Names::of(&serde_json::from_value(serde_json::to_value(made).expect("JSON")).expect("a Tenant"))
+    }
+
+    /// A Tenant that is being made, as all of them are.
+    pub async fn make(&self, tenant: &Value) -> Names {
+        let names = self.prepare(tenant).await;
+        Act::Create.begin(self, &names).await;
         names
     }
 
-    /// Waits until something is done, or the gate is reached; tells whether it was.
-    pub async fn is_reached(&self, done: impl Future<Output = ()>) -> bool {
-        tokio::select! {
-            biased;
-            () = self.gate.reached() => true,
-            () = done => false,
+    /// Lets something be done undisturbed, and returns its writes.
+    pub async fn observe(&self, act: Act, names: &Names) -> Vec<Write> {
+        let counted = self.gate.arm(names.marks(), None);
+        act.begin(self, names).await;
+        act.is_done(self, names).await;
+        let writes = counted.writes();
+        self.gate.open();
+        println!("{act:?} {}: {:#?}", names.name, writes.iter().map(|write| &write.what).collect::<Vec<_>>());
+        writes
+    }
+
+    /// The state of a tenant to which nothing happens any more.
+    pub async fn settled(&self, names: &Names) -> BTreeSet<String> {
+        let mut last = None;
+        let settled = eventually(async || {
+            let now = Snapshot::of(&self.ground, self.client()).await.tenant(names);
+            last.replace(now.clone()).filter(|last| *last == now)
+        });
+        settled.await.unwrap_or_else(|| panic!("{} does not settle", names.name))
+    }
+}
+
+/// What is done with a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Create,
+    Rotate,
+    Delete,
+}
+
+impl Act {
+    /// Asks for it.
+    pub async fn begin(self, gated: &Gated, names: &Names) {
+        let tenant = ours("Tenant", &names.name);
+        let annotate = async |annotation: Value| {
+            patch(gated.client(), &tenant, &json!({"metadata": {"annotations": annotation}})).await;
+        };
+        match self {
+            Self::Create => annotate(json!({ANNOTATION_PAUSED: null})).await,
+            Self::Rotate => annotate(json!({ANNOTATION_ROTATE: "once"})).await,
+            Self::Delete => verbs::delete(gated.client(), &tenant).await,
+        }
+    }
+
+    /// Waits until it is done.
+    pub async fn is_done(self, gated: &Gated, names: &Names) {
+        match self {
+            Self::Create => is_ready(gated, names).await,
+            Self::Rotate => is_rotated(gated, names).await,
+            Self::Delete => is_gone(gated, names).await,
         }
     }
 }
 
-pub async fn is_ready(gated: &Gated, names: &Names) {
+/// Something that is done with a tenant, and what happens at one of the writes for it.
+pub struct Job {
+    pub act: Act,
+    pub names: Names,
+    pub at: Write,
+    pub how: Happening,
+}
+
+impl Job {
+    /// Asks for it.
+    pub async fn begin(&self, gated: &Gated) -> Arc<Counted> {
+        let counted = gated.gate.arm(self.names.marks(), Some((self.at.clone(), self.how)));
+        self.act.begin(gated, &self.names).await;
+        counted
+    }
+
+    /// Fails unless it happened. How often a status is written depends on what is seen of a step
+    /// before the next one.
+    pub fn assert_reached(&self, counted: &Counted) {
+        let by_chance = self.at.time > 1 && self.at.what.ends_with("/status");
+        let Self { act, names, at, how } = self;
+        assert!(
+            by_chance || counted.is_reached(),
+            "{act:?} {}: no {how:?} at {at:?} of {:#?}",
+            names.name,
+            counted.writes()
+        );
+    }
+}
+
+async fn is_ready(gated: &Gated, names: &Names) {
     await_tenant(gated.client(), &names.name, "Ready", |tenant| is(tenant, "Ready", "True")).await;
 }
 
-pub async fn is_gone(gated: &Gated, names: &Names) {
+async fn is_gone(gated: &Gated, names: &Names) {
     let (tenants, name) = (Api::<Tenant>::all(gated.client().clone()), &names.name);
     let gone = eventually(async || tenants.get_opt(name).await.ok()?.is_none().then_some(())).await;
     assert!(gone.is_some(), "{name} does not go: {:#?}", tenants.get(name).await);
 }
 
 /// Rotated, and the old login is closed: that is a part of it, and comes a little later.
-pub async fn is_rotated(gated: &Gated, names: &Names) {
+async fn is_rotated(gated: &Gated, names: &Names) {
     let tenant = await_tenant(gated.client(), &names.name, "rotated", |tenant| {
         let database = tenant.status.as_ref().and_then(|status| status.database.as_ref());
         database.and_then(|database| database.rotated.as_deref()) == Some("once")
@@ -101,48 +189,30 @@ pub async fn is_rotated(gated: &Gated, names: &Names) {
     assert!(closed.is_some(), "the old login of {} is not closed", names.name);
 }
 
+/// Waits until something is done with each of these.
+pub async fn all_done(gated: &Gated, act: Act, tenants: &[Names]) {
+    join_all(tenants.iter().map(|names| act.is_done(gated, names))).await;
+}
+
 /// Waits until the state of each of these tenants is as it should be; fails with the differences.
-pub async fn all_become(gated: &Gated, tenants: &[(&Names, &BTreeSet<String>)], what: &str) {
+pub async fn all_become(gated: &Gated, tenants: &[Names], wanted: &BTreeSet<String>, what: &str) {
     let states = async || {
         let snapshot = Snapshot::of(&gated.ground, gated.client()).await;
-        tenants.iter().map(|(names, _)| snapshot.tenant(names)).collect::<Vec<_>>()
+        tenants.iter().map(|names| snapshot.tenant(names)).collect::<Vec<_>>()
     };
-    let same = eventually(async || {
-        let all = states().await.iter().zip(tenants).all(|(state, (_, wanted))| state == *wanted);
-        all.then_some(())
-    })
-    .await;
+    let same = eventually(async || states().await.iter().all(|state| state == wanted).then_some(())).await;
     if same.is_none() {
-        for ((names, wanted), state) in tenants.iter().zip(states().await) {
+        for (names, state) in tenants.iter().zip(states().await) {
             assert_same(&state, wanted, &format!("{} after {what}", names.name));
         }
     }
 }
 
-/// Asks for new credentials, while the tenant's writes are counted.
-pub async fn rotate(gated: &Gated, names: &Names, at: Option<(usize, Happening)>) {
-    gated.gate.arm(&names.marks(), at);
-    let annotation = json!({"metadata": {"annotations": {"tenantry.io/rotate": "once"}}});
-    patch(gated.client(), &ours("Tenant", &names.name), &annotation).await;
-}
-
-/// Deletes a Tenant with this policy, while its writes are counted.
-pub async fn delete(gated: &Gated, names: &Names, policy: &str, at: Option<(usize, Happening)>) {
-    patch(gated.client(), &ours("Tenant", &names.name), &json!({"spec": {"deletionPolicy": policy}})).await;
-    gated.gate.arm(&names.marks(), at);
-    let tenants = Api::<Tenant>::all(gated.client().clone());
-    tenants.delete(&names.name, &DeleteParams::default()).await.expect("a deletion");
-}
-
-/// The state of a tenant to which nothing happened.
-pub async fn undisturbed(gated: &Gated, names: &Names) -> BTreeSet<String> {
-    Snapshot::of(&gated.ground, gated.client()).await.tenant(names)
-}
-
 /// The login in a tenant's Secret works.
-pub async fn works(client: &Client, name: &str) {
-    let tenant = Api::<Tenant>::all(client.clone()).get(name).await.expect("a Tenant");
-    let credentials = credentials(client, &tenant).await;
+pub async fn works(gated: &Gated, names: &Names) {
+    let name = &names.name;
+    let tenant = Api::<Tenant>::all(gated.client().clone()).get(name).await.expect("a Tenant");
+    let credentials = credentials(gated.client(), &tenant).await;
     let text = |key: &str| credentials[key].as_str();
     let mut login = tokio_postgres::Config::new();
     login.host(text("host")).port(text("port").parse().expect("a port")).dbname(text("database"));

@@ -1,20 +1,23 @@
 //! A way to PostgreSQL, without TLS, that understands what passes: the statements that write are
-//! counted at a gate, and cut off or held there.
+//! counted at a gate, and cut off, held or kept from their COMMIT there.
 
 use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
+    time::Duration,
 };
 
+use devcluster::Postgres;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     sync::{Notify, watch},
     task::JoinHandle,
 };
+use tokio_postgres::{Client, Config, NoTls};
 
 use super::gate::{Gate, Happening, Verdict};
 
@@ -29,20 +32,23 @@ pub struct SqlProxy {
 }
 
 impl SqlProxy {
-    /// Leads to a server at this host and port.
-    pub async fn start(host: &str, port: u16, gate: Arc<Gate>) -> Self {
+    /// Leads to a server.
+    pub async fn start(postgres: &Postgres, gate: Arc<Gate>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let own = listener.local_addr().expect("an address").port();
         let (cut, _) = watch::channel(0);
-        let (host, cuts) = (host.to_owned(), cut.clone());
+        let (host, port, cuts) = (postgres.host().to_owned(), postgres.port(), cut.clone());
+        let mut superuser = Config::new();
+        superuser.host(&host).port(port).user("postgres").password(postgres.superuser_password());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (host, gate, mut cut) = (host.clone(), Arc::clone(&gate), cuts.subscribe());
+                let (host, gate, superuser) = (host.clone(), Arc::clone(&gate), superuser.clone());
+                let mut cut = cuts.subscribe();
                 tokio::spawn(async move {
                     // A server that is away closes the client's connection, as it would itself.
                     let Ok(server) = TcpStream::connect((host.as_str(), port)).await else { return };
                     tokio::select! {
-                        _ = relay(client, server, &gate) => {}
+                        _ = relay(client, server, &gate, &superuser) => {}
                         _ = cut.changed() => {}
                     }
                 });
@@ -85,6 +91,13 @@ impl Message {
         Ok(Self { kind, bytes })
     }
 
+    /// Of the first message of a connection: the database that it is for.
+    fn database(&self) -> Option<String> {
+        // After length and version: names and values in turn.
+        let texts: Vec<_> = self.bytes.get(8..)?.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        texts.chunks_exact(2).find(|pair| pair[0] == "database").map(|pair| pair[1].clone().into_owned())
+    }
+
     /// The text of a simple query, or of a statement that is prepared.
     fn statement(&self) -> Option<String> {
         let body = self.bytes.get(5..)?;
@@ -94,6 +107,49 @@ impl Message {
             _ => return None,
         };
         Some(String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+/// Keeps one transaction from its COMMIT.
+struct Bar {
+    session: Client,
+    key: i32,
+}
+
+impl Bar {
+    /// A bar in this database, that nothing stands before yet.
+    async fn put(superuser: &Config, database: &str) -> Self {
+        static KEYS: AtomicI32 = AtomicI32::new(1);
+        let key = KEYS.fetch_add(1, Ordering::SeqCst);
+        let (session, connection) =
+            superuser.clone().dbname(database).connect(NoTls).await.expect("the superuser logs in");
+        tokio::spawn(async move { connection.await.ok() });
+        session.execute(&format!("SELECT pg_advisory_lock({key})"), &[]).await.expect("a lock");
+        Self { session, key }
+    }
+
+    /// The message of a whole transaction, with this bar before its end.
+    fn before_commit(&self, message: &Message) -> Vec<u8> {
+        let text = message.statement().filter(|_| message.kind == Some(b'Q')).expect("a simple query");
+        let text = text.trim_end_matches('\0').strip_suffix("COMMIT").expect("a whole transaction").to_owned();
+        let text = format!("{text}SELECT pg_catalog.pg_advisory_xact_lock({}); COMMIT\0", self.key);
+        let length = u32::try_from(text.len() + 4).expect("a short text");
+        [&b"Q"[..], &length.to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    /// Waits until a transaction stands before it: open, and with everything done. One that fails
+    /// on its way never does.
+    async fn is_reached(&self) {
+        let waits =
+            format!("SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = {} AND NOT granted", self.key);
+        while self.session.query(&waits, &[]).await.expect("the superuser's session").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Lets the transaction go on.
+    async fn lift(self) {
+        self.session.execute("SELECT pg_advisory_unlock_all()", &[]).await.expect("it held a lock");
     }
 }
 
@@ -111,39 +167,64 @@ fn describe(text: &str) -> String {
     format!("SQL {}", heads.take(3).collect::<Vec<_>>().join(", "))
 }
 
-async fn relay(client: TcpStream, server: TcpStream, gate: &Gate) -> io::Result<()> {
+/// Passes on what comes, until one side ends or it is cut off.
+async fn relay(client: TcpStream, server: TcpStream, gate: &Gate, superuser: &Config) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     // Whether the server's answers reach nobody any more, and that one is complete.
     let (withheld, answered) = (AtomicBool::new(false), Notify::new());
     let requests = async {
-        let mut first = true;
+        let first = Message::read(&mut from_client, true).await?;
+        let database = first.database().unwrap_or_default();
+        to_server.write_all(&first.bytes).await?;
         loop {
-            let message = Message::read(&mut from_client, first).await?;
-            first = false;
+            let message = Message::read(&mut from_client, false).await?;
             let text = message.statement().unwrap_or_default();
-            match gate.judge(writes(&text), &text, || describe(&text)) {
-                Verdict::Pass => to_server.write_all(&message.bytes).await?,
-                Verdict::Hold => return swallow(&mut from_client).await,
-                Verdict::Happens(Happening::CutBefore) => break,
-                Verdict::Happens(Happening::CutHalfway) => {
-                    to_server.write_all(&message.bytes[..message.bytes.len() / 2]).await?;
-                    break;
+            // A tenant is known by the name of its database as well.
+            let event = match gate.judge(writes(&text), &format!("{database} {text}"), || describe(&text)) {
+                Verdict::Pass => {
+                    to_server.write_all(&message.bytes).await?;
+                    continue;
                 }
-                Verdict::Happens(happening) => {
-                    withheld.store(true, Ordering::SeqCst);
+                Verdict::Hold => return swallow(&mut from_client).await,
+                Verdict::Happens(event) => event,
+            };
+            withheld.store(true, Ordering::SeqCst);
+            match event.happening {
+                Happening::CutBefore => {}
+                Happening::CutHalfway => to_server.write_all(&message.bytes[..message.bytes.len() / 2]).await?,
+                Happening::CutAfter | Happening::Last => {
                     to_server.write_all(&message.bytes).await?;
                     answered.notified().await;
-                    if happening == Happening::Last {
-                        gate.happened();
-                        return swallow(&mut from_client).await;
+                }
+                Happening::CutWithin | Happening::Open => {
+                    let bar = Bar::put(superuser, &database).await;
+                    to_server.write_all(&bar.before_commit(&message)).await?;
+                    tokio::select! {
+                        () = bar.is_reached() => {}
+                        // It failed before: then this didn't happen.
+                        () = answered.notified() => return Ok(()),
                     }
-                    break;
+                    if event.happening == Happening::Open {
+                        event.happened();
+                        // The bar stands for as long as the connection.
+                        let swallowed = swallow(&mut from_client).await;
+                        drop(bar);
+                        return swallowed;
+                    }
+                    let next = event.next_write();
+                    tokio::spawn(async move {
+                        next.await;
+                        bar.lift().await;
+                    });
                 }
             }
+            event.happened();
+            return match event.happening {
+                Happening::Last => swallow(&mut from_client).await,
+                _ => Ok(()),
+            };
         }
-        gate.happened();
-        Ok(())
     };
     let answers = async {
         loop {

@@ -25,7 +25,7 @@ async fn an_object_whose_reconciles_are_given_up_says_so() {
     let (ground, proxy, _operator) = behind_a_proxy(&[]).await;
     let client = &ground.client;
     let before = ready_tenant(client, "acme", json!({})).await;
-    proxy.spoil_at("/httproutes", Calls::Writes, 1, Fault::Silence);
+    proxy.spoil(Calls::Writes, "/httproutes", 1, Fault::Silence);
     let object = ours("Tenant", "acme");
     patch(client, &object, &json!({"spec": {"hosts": ["crm.acme.example"]}})).await;
     let message = await_condition(client, &object, "Ready", "False", "longer than 1s").await;
@@ -47,7 +47,7 @@ async fn a_leader_whose_tenants_get_nowhere_is_not_ready_though_its_servers_are_
     let client = &ground.client;
     ready_tenant(client, "first", json!({})).await;
     operator.says(200, "leading").await;
-    proxy.spoil_at("/tenants/", Calls::Writes, 1, Fault::Silence);
+    proxy.spoil(Calls::Writes, "/tenants/", 1, Fault::Silence);
     let names: Vec<_> = (0..30).map(|number| format!("stuck-{number}")).collect();
     for name in &names {
         apply(client, &tenant(name, json!({}))).await.expect("a Tenant");

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read as _, Write as _},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -103,7 +103,7 @@ impl Ground {
     /// Starts the operator as its ServiceAccount.
     pub fn operator(&self, more: &[&str]) -> Operator {
         let out = File::options().create(true).append(true).open(self.log()).expect("a log file");
-        let port = free_port();
+        let before = out.metadata().expect("a log file").len();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tenantry")]);
         if !more.contains(&"--lease-identity") {
@@ -115,7 +115,8 @@ impl Ground {
                 .env("TENANTRY_LEASE_RENEW_DEADLINE", "100s");
         }
         command
-            .args(["operator", "--namespace", NAMESPACE, "--listen", &format!("127.0.0.1:{port}")])
+            // Any port: one that is chosen here may be somebody else's by the time it is taken.
+            .args(["operator", "--namespace", NAMESPACE, "--listen", "127.0.0.1:0"])
             .args(["--agent-image", "registry.example.com/tenantry:test"])
             .args(more)
             .env("KUBECONFIG", &self.kubeconfig)
@@ -123,7 +124,9 @@ impl Ground {
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a second handle"))
             .stderr(out);
-        Operator { child: spawn(command), port }
+        let mut child = spawn(command);
+        let port = listens(&mut child, &self.log(), before);
+        Operator { child, port }
     }
 
     /// Applies the examples' plans, server, application and migrations, but no tenants.
@@ -207,6 +210,8 @@ impl Operator {
     /// What it answers to a GET: the status and the body; nothing while it doesn't listen.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        // It listens a moment before it answers.
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
         write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
@@ -252,9 +257,27 @@ pub async fn secret(secrets: &Api<Secret>, name: &str, entries: &[(&str, &str)])
     secrets.patch(name, &params, &Patch::Apply(&secret)).await.expect("a Secret");
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+/// On which port a process listens that has just been started, as it says in its log from this
+/// place on; none if it ends without a word of it. It does so before it calls anybody.
+fn listens(child: &mut Child, log: &Path, from: u64) -> u16 {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let ended = child.try_wait().expect("a child").is_some();
+        let mut said = String::new();
+        let mut file = File::open(log).expect("a log file");
+        file.seek(SeekFrom::Start(from)).expect("its end");
+        file.read_to_string(&mut said).expect("text");
+        let line = said.split_inclusive('\n').find(|line| line.contains("listening") && line.ends_with('\n'));
+        if let Some((_, port)) = line.and_then(|line| line.split_once("127.0.0.1:")) {
+            let digits: String = port.chars().take_while(char::is_ascii_digit).collect();
+            return digits.parse().expect("a port");
+        }
+        if ended {
+            return 0;
+        }
+        assert!(Instant::now() < end, "it does not say where it listens; TENANTRY_LOG has to let that through");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Lays `more` over `value`, map by map.
@@ -335,20 +358,23 @@ pub fn is(tenant: &Tenant, kind: &str, status: &str) -> bool {
     })
 }
 
-/// Waits until a Tenant is as wanted.
+/// Waits until a Tenant is as wanted, also while the API server is being started again.
 pub async fn await_tenant(client: &Client, name: &str, what: &str, wanted: impl Fn(&Tenant) -> bool) -> Tenant {
     let tenants = Api::<Tenant>::all(client.clone());
     let mut last = None;
     let found = eventually(async || {
-        let tenant = tenants.get(name).await.expect("a Tenant");
-        let found = wanted(&tenant);
-        last = Some(tenant.clone());
-        found.then_some(tenant)
+        let answer = tenants.get(name).await;
+        let found = answer.as_ref().ok().filter(|tenant| wanted(tenant)).cloned();
+        last = Some(answer);
+        found
     })
     .await;
-    found.unwrap_or_else(|| {
-        let status = serde_json::to_string_pretty(&last.and_then(|tenant| tenant.status)).unwrap_or_default();
-        panic!("Tenant {name} does not become {what}: {status}")
+    found.unwrap_or_else(|| match last {
+        Some(Ok(tenant)) => {
+            let status = serde_json::to_string_pretty(&tenant.status).unwrap_or_default();
+            panic!("Tenant {name} does not become {what}: {status}")
+        }
+        answer => panic!("Tenant {name} does not become {what}: {answer:?}"),
     })
 }
 
@@ -357,10 +383,8 @@ pub async fn await_pool(client: &Client, name: &str, what: &str, wanted: impl Fn
     let pools = Api::<Pool>::all(client.clone());
     let mut last = None;
     let found = eventually(async || {
-        let pool = pools.get_opt(name).await.expect("an answer");
-        let found = pool.clone().filter(&wanted);
-        last = pool;
-        found
+        last = Some(pools.get_opt(name).await);
+        last.as_ref()?.as_ref().ok()?.clone().filter(&wanted)
     })
     .await;
     found.unwrap_or_else(|| panic!("Pool {name} does not become {what}: {last:#?}"))
@@ -384,7 +408,7 @@ pub async fn eventually<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> Option<T>
 pub async fn delete_tenant(client: &Client, name: &str) {
     let tenants = Api::<Tenant>::all(client.clone());
     tenants.delete(name, &DeleteParams::default()).await.expect("a deletion");
-    let gone = eventually(async || tenants.get_opt(name).await.expect("an answer").is_none().then_some(())).await;
+    let gone = eventually(async || tenants.get_opt(name).await.ok()?.is_none().then_some(())).await;
     if gone.is_none() {
         panic!("Tenant {name} does not go: {:#?}", tenants.get(name).await);
     }

@@ -9,8 +9,8 @@ use devcluster::Options;
 use futures::future::join_all;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use kube::{
-    Api, Client,
-    api::{DeleteParams, Patch, PatchParams},
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
 use tenantry::api::Tenant;
@@ -67,12 +67,33 @@ async fn audited(ground: &Ground, marker: &str) {
     written.await.expect("the marker is written down");
 }
 
+/// Waits until neither server has anything of the operators' under way: what a process asked for
+/// before it was stopped is done then, and written down. From where on both logs are to be read.
+async fn quiet(ground: &Ground, marker: &str) -> (devcluster::AuditMark, u64) {
+    let root = superuser(ground, "postgres").await;
+    let log = ground.cluster.postgres().log_path();
+    let length = || fs::metadata(log).expect("PostgreSQL's log").len();
+    let mut looks = 0;
+    let quiet = eventually(async || {
+        let active = "SELECT FROM pg_stat_activity WHERE application_name = 'tenantry' AND state = 'active'";
+        let active = root.query(active, &[]).await.expect("the superuser's session").len();
+        let (mark, before) = (ground.cluster.audit().mark().expect("a mark"), length());
+        looks += 1;
+        audited(ground, &format!("{marker}-{looks}")).await;
+        let calls = ground.cluster.audit().events(mark).expect("events");
+        let quiet = active == 0 && before == length() && !calls.iter().any(|event| event.user == OPERATOR);
+        quiet.then_some((mark, before))
+    });
+    quiet.await.expect("it becomes quiet")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_held_up_beyond_its_lease_writes_nothing_any_more() {
     let settings = vec![("log_statement".to_owned(), "all".to_owned())];
     let ground = Ground::start(Options { audit: true, postgres_settings: settings, ..Options::default() }).await;
     let client = &ground.client;
-    let short = ["--lease-duration", "6s", "--lease-renew-deadline", "5s", "--lease-retry", "500ms"];
+    // Not so short that a busy machine takes it away before its time.
+    let short = ["--lease-duration", "20s", "--lease-renew-deadline", "16s", "--lease-retry", "500ms"];
     let mut first = ground.operator(&[&["--lease-identity", "first"][..], &short[..]].concat());
     let term = leads(client, "first").await;
     // The second one is held up as well, for a moment, and must not lose the lease by that.
@@ -95,8 +116,16 @@ async fn a_leader_that_was_held_up_beyond_its_lease_writes_nothing_any_more() {
         let change = json!({"metadata": {"annotations": {"tenantry.io/rotate": "now-1"}}});
         patch(client, &ours("Tenant", name), &change).await;
     }
-    await_tenant(client, "new-2", "Ready", is_ready).await;
+    let tenants = Api::<Tenant>::all(client.clone());
+    let list = async || tenants.list(&ListParams::default()).await.expect("a list").items;
+    let is_new = |tenant: &&Tenant| new.contains(&tenant.name_any());
+    let some = eventually(async || list().await.iter().filter(is_new).any(is_ready).then_some(())).await;
+    assert!(some.is_some(), "none of the new tenants becomes Ready");
     first.signal("STOP");
+    quiet(&ground, "first-is-stopped").await;
+    let is_begun = |tenant: &Tenant| tenant.status.as_ref().is_some_and(|status| status.pool.is_some());
+    let under_way = list().await.iter().filter(|tenant| is_begun(tenant) && !is_ready(tenant)).count();
+    assert!(under_way > 0, "it was stopped too late to be in the midst of anything");
 
     // The other one takes over and finishes.
     assert_eq!(leads(client, "second").await, term + 1);
@@ -106,9 +135,8 @@ async fn a_leader_that_was_held_up_beyond_its_lease_writes_nothing_any_more() {
 
     // While the new leader stands still, all that is written is the old one's.
     second.signal("STOP");
-    let mark = ground.cluster.audit().mark().expect("a mark");
+    let (mark, length) = quiet(&ground, "second-is-stopped").await;
     let log = ground.cluster.postgres().log_path().to_owned();
-    let length = fs::metadata(&log).expect("PostgreSQL's log").len();
     first.signal("CONT");
     assert_eq!(first.ended().await, Some(1), "it ends, and says so");
     audited(&ground, "after-the-end").await;

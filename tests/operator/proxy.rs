@@ -72,8 +72,9 @@ impl Calls {
         let query = request.uri().query().unwrap_or_default();
         let path = request.uri().path();
         match *request.method() {
-            // The lease is not what is tested.
-            _ if path.contains("/leases") => None,
+            // The lease is not what is tested; and an Event is only told of, off the path of what is
+            // done, but would keep step with what is tried again.
+            _ if path.contains("/leases") || path.contains("/events") => None,
             Method::GET if query.contains("watch=") => Some(Self::Watches),
             Method::GET if query.contains("limit=") => Some(Self::Lists),
             Method::GET => None,
@@ -87,7 +88,8 @@ impl Calls {
 struct Rule {
     fault: Fault,
     calls: Calls,
-    path: String,
+    /// What stands in their path.
+    about: String,
     every: usize,
     seen: usize,
     hit: usize,
@@ -107,10 +109,10 @@ impl Inner {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What goes wrong with this call.
+    /// What goes wrong with this call: the first rule for such calls decides.
     fn fault(&self, calls: Option<Calls>, path: &str) -> Option<Fault> {
         let mut rules = self.rules();
-        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls && path.contains(&rule.path))?;
+        let rule = rules.iter_mut().find(|rule| Some(rule.calls) == calls && path.contains(&rule.about))?;
         rule.seen += 1;
         if rule.seen % rule.every != 0 {
             return None;
@@ -178,19 +180,15 @@ impl Proxy {
         self.inner.released.notify_one();
     }
 
-    /// Lets each `every`th call of a sort go wrong, from now on.
-    pub fn spoil(&self, calls: Calls, every: usize, fault: Fault) {
-        self.spoil_at("", calls, every, fault);
+    /// Lets each `every`th call of a sort go wrong, from now on; of those with this in their path,
+    /// and for which nothing was said before.
+    pub fn spoil(&self, calls: Calls, about: &str, every: usize, fault: Fault) {
+        self.inner.rules().push(Rule { fault, calls, about: about.to_owned(), every, seen: 0, hit: 0 });
     }
 
-    /// The same for calls alone in whose path this stands.
-    pub fn spoil_at(&self, path: &str, calls: Calls, every: usize, fault: Fault) {
-        self.inner.rules().push(Rule { fault, calls, path: path.to_owned(), every, seen: 0, hit: 0 });
-    }
-
-    /// How many calls went wrong since then.
-    pub fn spoilt(&self) -> usize {
-        self.inner.rules().iter().map(|rule| rule.hit).sum()
+    /// How many calls went wrong since then, by each of what was asked for, in that order.
+    pub fn spoilt(&self) -> Vec<usize> {
+        self.inner.rules().iter().map(|rule| rule.hit).collect()
     }
 
     /// Lets everything pass again.
@@ -264,25 +262,26 @@ async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response 
         parts.headers.remove(header);
     }
     let body = to_bytes(body, usize::MAX).await.expect("a whole request");
+    let is_write = calls == Some(Calls::Writes);
+    let described = format!("{} {}", parts.method, parts.uri.path());
+    let text = if inner.gate.is_some() && is_write {
+        format!("{described} {}", String::from_utf8_lossy(&body))
+    } else {
+        String::new()
+    };
     let verdict = match &inner.gate {
-        Some(gate) => {
-            let path = parts.uri.path().to_owned();
-            // Events tell of what was done, off the path of what does it.
-            let is_write = calls == Some(Calls::Writes) && !path.contains("/events");
-            let method = &parts.method;
-            let describe = || format!("{method} {path}");
-            gate.judge(is_write, &format!("{path} {}", String::from_utf8_lossy(&body)), describe)
-        }
+        Some(gate) => gate.judge(is_write, &text, || described.clone()),
         None => Verdict::Pass,
     };
-    match verdict {
+    let event = match verdict {
         Verdict::Hold => return Gate::hold().await,
-        Verdict::Happens(Happening::CutBefore | Happening::CutHalfway) => {
-            inner.gate.as_ref().expect("it judged").happened();
+        Verdict::Happens(event) if [Happening::CutBefore, Happening::CutHalfway].contains(&event.happening) => {
+            event.happened();
             return broken(Bytes::new());
         }
-        Verdict::Happens(Happening::Last | Happening::CutAfter) | Verdict::Pass => {}
-    }
+        Verdict::Happens(event) => Some(event),
+        Verdict::Pass => None,
+    };
     parts.uri = parts.uri.path_and_query().expect("a path").as_str().parse().expect("a path");
     let call = Request::from_parts(parts, kube::client::Body::from(body.to_vec()));
     // An API server that is away breaks the connection, as it would without this.
@@ -290,16 +289,17 @@ async fn forward(State(inner): State<Arc<Inner>>, request: Request) -> Response 
     if stop == Some(Moment::BeforeTheAnswer) {
         hold(&inner).await;
     }
-    match verdict {
-        Verdict::Happens(Happening::Last) => {
-            inner.gate.as_ref().expect("it judged").happened();
-            return Gate::hold().await;
-        }
-        Verdict::Happens(_) => {
-            inner.gate.as_ref().expect("it judged").happened();
-            return broken(Bytes::new());
-        }
-        Verdict::Pass | Verdict::Hold => {}
+    // Rights in a new namespace come a moment after it; what is refused until then is no write.
+    let too_early = answer.status() == StatusCode::FORBIDDEN;
+    if let Some(gate) = inner.gate.as_ref().filter(|_| is_write && too_early) {
+        gate.refused(&text, &described);
+    }
+    if let Some(event) = event.filter(|_| !too_early) {
+        event.happened();
+        return match event.happening {
+            Happening::Last | Happening::Open => Gate::hold().await,
+            _ => broken(Bytes::new()),
+        };
     }
     let (parts, body) = answer.into_parts();
     match fault {

@@ -183,10 +183,10 @@ async fn routes_that_are_not_served_as_they_are_written_hold_nobody_up() {
     // It goes before the first list of routes has come.
     let proxy = Proxy::start(&ground).await;
     ground.kubeconfig.clone_from(&proxy.kubeconfig);
-    proxy.spoil_at("/httproutes", Calls::Lists, 1, Fault::Refused(500, None));
+    proxy.spoil(Calls::Lists, "/httproutes", 1, Fault::Refused(500, None));
     let operator = ground.operator(&[]);
     operator.says(503, "not all resources are known yet").await;
-    let tried = eventually(async || (proxy.spoilt() > 1).then_some(())).await;
+    let tried = eventually(async || (proxy.spoilt().iter().sum::<usize>() > 1).then_some(())).await;
     assert!(tried.is_some(), "routes are listed, in vain");
     delete(&client, &definition(&ground)).await;
     operator.says(200, "leading").await;
