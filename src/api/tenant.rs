@@ -236,6 +236,9 @@ pub struct TenantStatus {
     /// Where the tenant is reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// The hosts that lead to the tenant: the one under its Application's domain, then its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Vec<String>>,
     /// Where the tenant's data is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<TenantDatabase>,

@@ -156,16 +156,7 @@ impl<S: Clone + PartialEq> Children<S> {
                 return child.owner.clone().filter(|_| changed);
             }
         }
-        let mut child = Child {
-            uid,
-            version,
-            digest,
-            verified: None,
-            whole: None,
-            ours,
-            owner: owner.clone(),
-            state,
-        };
+        let mut child = Child { uid, version, digest, verified: None, whole: None, ours, owner: owner.clone(), state };
         if child.ours {
             child.whole = compared(object);
         }

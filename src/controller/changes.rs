@@ -123,13 +123,16 @@ fn claim_hosts(world: &Arc<World>, tenant: &Tenant) {
     let route = world.application(&tenant.spec.application).and_then(|application| application.spec.route.clone());
     let hosts = naming::tenant_hosts(route.as_ref(), &name, tenant.spec.hosts.as_deref().unwrap_or_default());
     let created = tenant.metadata.creation_timestamp.as_ref().map(|time| time.0).unwrap_or_default();
-    let routed =
-        tenant.status.as_ref().and_then(|status| find_condition(&status.conditions, ConditionType::RouteReady));
+    let status = tenant.status.as_ref();
+    let routed = status.and_then(|status| find_condition(&status.conditions, ConditionType::RouteReady));
+    // While the spec has a fault, these are not all that it asks for.
+    let has =
+        |host: &&String| status.and_then(|status| status.hosts.as_ref()).is_some_and(|hosts| hosts.contains(host));
     let mut index = world.shared.hosts();
     let serving = match routed {
         Some(condition) if condition.status != "True" => BTreeSet::new(),
         Some(condition) if condition.observed_generation == tenant.metadata.generation => {
-            hosts.iter().cloned().collect()
+            hosts.iter().filter(has).cloned().collect()
         }
         // The route still has the hosts of an older spec, and none that came with this one.
         Some(_) => hosts.iter().filter(|host| index.is_serving(&name, host)).cloned().collect(),
@@ -189,7 +192,14 @@ pub(super) fn server_changed(world: &Arc<World>, change: &Change<DatabaseServer>
                 affected.insert(application.name_any());
             }
         }
-        world.push_tenants(|tenant| affected.contains(&tenant.spec.application));
+        // Its peers are in the policies of those that are on it, listed or not.
+        let is_on_it = |tenant: &Tenant| {
+            let status = tenant.status.as_ref();
+            status.and_then(|status| status.database.as_ref()).is_some_and(|database| database.server == name)
+        };
+        world.push_tenants(|tenant| {
+            affected.contains(&tenant.spec.application) || tenant::has_own_namespace(tenant) && is_on_it(tenant)
+        });
     }
     let (before, now) = (reachable(change.old.as_ref()), reachable(change.new.as_ref()));
     if significant || before != now {

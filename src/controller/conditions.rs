@@ -14,6 +14,9 @@ pub(super) fn now() -> Timestamp {
 #[derive(Debug, Default)]
 pub(super) struct Concerns {
     verdicts: Vec<Verdict>,
+    /// What is wrong with the spec, or what it refers to. What runs runs on, so that there is
+    /// nothing to try again, and all else is looked at as ever.
+    fault: Option<Failure>,
     /// The first concern that doesn't hold, with how to react.
     blocked: Option<Failure>,
     /// Why the object is not to be ready, where that is just what its spec asks for.
@@ -32,6 +35,17 @@ impl Concerns {
         self.blocked.get_or_insert(failure);
     }
 
+    /// The spec has a fault, which gives `Ready` its reason before all concerns.
+    pub(super) fn stalls(&mut self, fault: Failure) {
+        self.fault.get_or_insert(fault);
+    }
+
+    /// A concern doesn't hold, since the spec, or what it refers to, has a fault.
+    pub(super) fn is_at_fault(&mut self, kind: ConditionType, fault: Failure) {
+        self.verdicts.push(Verdict::no(kind, fault.reason, fault.message.clone()));
+        self.stalls(fault);
+    }
+
     /// A concern that says nothing about `Ready`, whether it holds or not.
     pub(super) fn notes(&mut self, verdict: Verdict) {
         self.verdicts.push(verdict);
@@ -45,7 +59,7 @@ impl Concerns {
 
     /// What every concern comes to: `Ready`, with `Reconciling` or `Stalled` while true.
     pub(super) fn verdicts(&self, ready_message: &str) -> Vec<Verdict> {
-        let mut verdicts = match (&self.blocked, self.rest) {
+        let mut verdicts = match (self.fault.as_ref().or(self.blocked.as_ref()), self.rest) {
             (Some(failure), _) => Self::not_ready(failure),
             (None, Some((reason, message))) => vec![Verdict::no(ConditionType::Ready, reason, message)],
             (None, None) => vec![Verdict::yes(ConditionType::Ready, "Ready", ready_message)],

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{api::Reason, cluster, database};
+use crate::{
+    api::Reason,
+    cluster, database,
+    desired::{Fault, join_faults},
+};
 
 /// How long the first retry waits, and the longest that any waits.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -62,6 +66,11 @@ impl Failure {
 
     pub(super) fn permanent(reason: Reason, message: impl Into<String>) -> Self {
         Self { class: Class::Permanent, reason, message: message.into() }
+    }
+
+    /// What is wrong with a resource; nothing without faults.
+    pub(super) fn of(faults: &[Fault]) -> Option<Self> {
+        faults.first().map(|fault| Self::permanent(fault.reason, join_faults(faults)))
     }
 
     pub(super) fn transient(reason: Reason, message: impl Into<String>) -> Self {

@@ -9,7 +9,10 @@ use super::{databases::Connected, failure::Failure, world::World};
 use crate::{
     api::{Application, MeterKind, MeterSource, Plan},
     database::{self, DatabaseSpec, Limit, MeterDefinition, Policy, Purpose},
-    desired::limits::{MeterPolicy, plan_limits},
+    desired::{
+        limit_faults,
+        limits::{MeterPolicy, plan_limits},
+    },
 };
 
 /// How many databases of a server get a plan's limits at a time.
@@ -48,10 +51,10 @@ pub(super) fn meters_of(application: &Application) -> Vec<MeterDefinition> {
     application.spec.meters.iter().flatten().map(meter).collect()
 }
 
-/// Whether every meter that a plan limits is declared by an application.
+/// Whether a plan's limits are such as an application's meters can have; else the limits that a
+/// database has stay.
 pub(super) fn fits(plan: &Plan, application: &Application) -> bool {
-    let declared = |meter: &String| application.spec.meters.iter().flatten().any(|known| known.name == *meter);
-    plan.spec.limits.iter().flatten().all(|(meter, _)| declared(meter))
+    limit_faults(plan, application).is_empty()
 }
 
 /// Brings a plan's limits to one database, if they aren't there yet.
@@ -69,8 +72,8 @@ pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -
 }
 
 /// Brings a plan's limits to every database that has a tenant of it: one statement each. A
-/// server that is away gets them when it is back; an application that doesn't declare one of
-/// the meters keeps the limits that it had, and its Tenants say so.
+/// server that is away gets them when it is back; where an application's meters can't have
+/// them, the limits stay as they were, and its Tenants say so.
 pub(super) async fn plan_changed(world: &World, plan: &Plan) -> Result<(), Failure> {
     let servers = world.databases.all();
     let all = servers.iter().map(|(_, connected)| plan_changed_on(world, connected, plan));

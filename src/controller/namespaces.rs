@@ -1,17 +1,25 @@
 //! Watches of the kinds that the operator may not see in the whole cluster: Secrets and
 //! ConfigMaps, in each namespace that it made.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinSet;
 
-use super::world::World;
+use super::{failure::Failure, world::World};
 use crate::{
     cluster::{Owner, watch_children},
     desired::{Kind, naming},
 };
 
-const KINDS: [Kind; 2] = [Kind::Secret, Kind::ConfigMap];
+pub(super) const KINDS: [Kind; 2] = [Kind::Secret, Kind::ConfigMap];
+
+/// How long a namespace that is only just watched is waited for: its list takes milliseconds.
+pub(super) const LISTING: Duration = Duration::from_secs(5);
+
+/// A namespace was waited for in vain.
+pub(super) fn not_listed(namespace: &str) -> Failure {
+    Failure::waiting("NamespaceNotListed", format!("namespace {namespace} is not known yet"))
+}
 
 /// Watches every namespace in which the operator has its rights.
 pub(super) fn watch_all(world: &Arc<World>) {

@@ -2,7 +2,7 @@
 //! of a namespace to what is desired, and removing what is no longer.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -11,14 +11,14 @@ use k8s_openapi::ByteString;
 
 use super::{
     failure::Failure,
-    namespaces,
+    namespaces::{self, KINDS},
     rollout::{self, Sources},
     world::World,
 };
 use crate::{
     api::Application,
     cluster::{self, Applied, ErrorClass, Key, Owner, desired_hash},
-    desired::{self, Kind, Object, SharedContent, naming},
+    desired::{self, Kept, Kind, Object, SharedContent, naming},
 };
 
 /// How many milliseconds it is waited, again and again, for the rights in a namespace that was made just now.
@@ -36,6 +36,10 @@ pub(super) struct Namespaced<'a> {
     /// Whether the namespace was made by this look at it.
     is_new: bool,
     wanted: HashSet<Key>,
+    /// The Deployments of which template and number of replicas stay.
+    held: BTreeSet<String>,
+    /// Whether the list of the namespace was waited for.
+    waited: bool,
     /// Where a tenant's templates come from; nothing for a pool.
     sources: Option<Box<Sources<'a>>>,
     /// The first object that was refused.
@@ -45,7 +49,26 @@ pub(super) struct Namespaced<'a> {
 impl<'a> Namespaced<'a> {
     /// Begins with the namespace of an owner.
     pub(super) fn new(world: &'a Arc<World>, owner: Owner, namespace: &'a str) -> Self {
-        Self { world, owner, namespace, is_new: false, wanted: HashSet::new(), sources: None, failure: None }
+        Self {
+            world,
+            owner,
+            namespace,
+            is_new: false,
+            wanted: HashSet::new(),
+            held: BTreeSet::new(),
+            waited: false,
+            sources: None,
+            failure: None,
+        }
+    }
+
+    /// Says what stays as it is, since something is wrong with what is desired of it.
+    pub(super) fn keeping(mut self, kept: &Kept) -> Self {
+        self.held.extend(kept.deployments().map(str::to_owned));
+        let namespace = Some(self.namespace.to_owned());
+        let keys = kept.objects.iter().cloned();
+        self.wanted.extend(keys.map(|(kind, name)| Key { kind, namespace: namespace.clone(), name }));
+        self
     }
 
     /// Says where a tenant's pod templates come from, by component, so that what its own spec
@@ -76,9 +99,12 @@ impl<'a> Namespaced<'a> {
                 continue;
             }
             let rights = object.kind == Kind::RoleBinding && object.name == naming::NAMESPACE_ROLE;
-            let applied = self.apply_one(&object).await;
             self.keep(Key::of(&object));
-            match applied {
+            if KINDS.contains(&object.kind) && !self.is_new && !self.is_listed().await {
+                self.failure.get_or_insert(namespaces::not_listed(self.namespace));
+                continue;
+            }
+            match self.apply_one(&object).await {
                 Ok(applied) => {
                     self.is_new |= object.kind == Kind::Namespace && applied == Applied::Created;
                     // New rights arrive a moment later: a watch that came before them would
@@ -96,11 +122,22 @@ impl<'a> Namespaced<'a> {
                 }
             }
         }
-        let applied = rollout::apply(self.world, &self.owner, &deployments, self.is_new, self.sources.as_deref()).await;
+        let sources = self.sources.as_deref();
+        let applied = rollout::apply(self.world, &self.owner, &deployments, &self.held, self.is_new, sources).await;
         if let Some(error) = applied.into_iter().find_map(Result::err) {
             self.failure.get_or_insert(error.into());
         }
         Ok(())
+    }
+
+    /// Whether all Secrets and ConfigMaps of the namespace are known: before that, one that isn't
+    /// known may be there all the same, ours or somebody else's, and an apply would merge with it.
+    async fn is_listed(&mut self) -> bool {
+        let shared = &self.world.shared;
+        if !std::mem::replace(&mut self.waited, true) {
+            shared.listed(self.namespace, namespaces::LISTING).await;
+        }
+        shared.is_listed(self.namespace)
     }
 
     async fn apply_one(&self, object: &Object) -> cluster::Result<Applied> {

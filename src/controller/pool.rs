@@ -21,9 +21,9 @@ use crate::{
         Application, ConditionType, DatabaseServer, Pool, PoolStatus, Verdict, find_condition, is_true,
         keep_conditions, merge_conditions,
     },
-    cluster::{Owner, add_finalizer, remove_finalizer},
+    cluster::{Key, Owner, add_finalizer, remove_finalizer},
     database::Purpose,
-    desired::{Catalog as _, PoolInput, count, join_faults, naming, pool_capacity, pool_faults, pool_objects},
+    desired::{Catalog as _, Kind, PoolInput, count, naming, pool_capacity, pool_faults, pool_objects},
 };
 
 /// The concerns that stay as they were where a reconcile doesn't come to them.
@@ -48,7 +48,7 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     let mut concerns = Concerns::default();
     let mut capacity = None;
     match (application, server) {
-        (Some(application), Some(server)) if faults.is_empty() => {
+        (Some(application), Some(server)) if faults.is_empty() || was_made(&pool, &world) => {
             let Some(_seat) = world.seat(&pool.spec.server, &Owner::Pool(pool.name_any())) else {
                 return Ok(Some(bulkheads::ASK_AGAIN));
             };
@@ -57,7 +57,8 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
             let (workload, database) =
                 tokio::join!(apply(&pool, &application, &server, &world), prepare(&pool, &application, &world));
             judge_database(&mut concerns, database);
-            judge_workload(&mut concerns, workload, &pool);
+            // One that is at fault takes nobody more, and who is in it runs on.
+            judge_workload(&mut concerns, Failure::of(&faults).map_or(workload, Err), &pool);
             let (name, conditions) = (pool.name_any(), pool.status.as_ref().map(|status| &status.conditions));
             let (owner, namespace) = (Owner::Pool(name.clone()), naming::pool_namespace(&name));
             let conditions = conditions.map(Vec::as_slice).unwrap_or_default();
@@ -65,12 +66,24 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
         }
         _ => concerns.fails(
             ConditionType::WorkloadReady,
-            Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults)),
+            Failure::of(&faults).unwrap_or_else(|| Failure::permanent("Invalid", "the Pool can't be made")),
         ),
     }
     let verdicts = concerns.verdicts("the pool takes and serves tenants");
     let next = write(&pool, &world, capacity, &verdicts).await?;
     concerns.blocked().map_or(Ok(next), Err)
+}
+
+/// Whether a pool is there, or has data at least: what is wrong with it now takes nothing from
+/// it then, and it is looked after.
+fn was_made(pool: &Pool, world: &World) -> bool {
+    let name = pool.name_any();
+    let namespace = Key { kind: Kind::Namespace, namespace: None, name: naming::pool_namespace(&name) };
+    let has_data = || {
+        let connected = world.databases.get(&pool.spec.server);
+        connected.is_some_and(|connected| !connected.find_in(&Pool::database_name(&name), |_| true).is_empty())
+    };
+    world.cluster.children().is_ours(&namespace) == Some(true) || has_data()
 }
 
 fn judge_database(concerns: &mut Concerns, database: Result<(), Failure>) {
@@ -121,7 +134,7 @@ fn judge_containers(concerns: &mut Concerns, standing: Standing) {
 }
 
 /// Brings the pool's objects to what is desired, and removes what is no longer; returns
-/// whether the way to the database is declared.
+/// whether the way to the database is declared. What has a fault stays as it is.
 async fn apply(
     pool: &Pool,
     application: &Application,
@@ -137,16 +150,20 @@ async fn apply(
         api_server: &world.api_server(),
         held_replicas: &BTreeMap::new(),
     };
-    let objects = pool_objects(&input).map_err(|faults| {
-        Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults))
-    })?;
+    let objects = pool_objects(&input);
     let declared = objects.network_declared;
     let name = pool.name_any();
     let namespace = naming::pool_namespace(&name);
-    let mut namespaced = Namespaced::new(world, Owner::Pool(name), &namespace);
+    let kept = objects.kept.clone();
+    let fault = Failure::of(&kept.all_faults());
+    // Of a new pool nothing is made that would have to wait for the rest.
+    if let Some(fault) = fault.clone().filter(|_| !was_made(pool, world)) {
+        return Err(fault);
+    }
+    let mut namespaced = Namespaced::new(world, Owner::Pool(name), &namespace).keeping(&kept);
     namespaced.apply(objects.into_ordered()).await?;
     namespaced.prune().await?;
-    Ok(declared)
+    fault.map_or(Ok(declared), Err)
 }
 
 /// Brings the pool's database to what is desired: made, isolated, with the application's

@@ -19,8 +19,8 @@ use crate::{
         Kind, Object,
         availability::ComponentState,
         rollout::{
-            Cause, Decision, Progress, Record, STOPPED, Source, Turns, Unit, UnitKind, UnitName, WAITING, Wait, cause,
-            decide, held_back, identity, recorded, template_hash,
+            Cause, Decision, Progress, Record, STOPPED, Source, Turns, Unit, UnitKind, UnitName, WAITING, Wait,
+            as_many, cause, decide, held_back, identity, recorded, template_hash,
         },
     },
 };
@@ -90,25 +90,34 @@ enum Change {
     Unrecorded,
     /// Its template is another than the one that was applied last, if that is known.
     Template(Option<Record>),
+    /// What is desired has a fault: it keeps the template that was applied last, and so many
+    /// replicas.
+    Held(Record, i64),
+    /// The same, where nothing is known to have been applied: it is left alone.
+    Left,
 }
 
 /// Brings the Deployments of a pool or of a tenant's namespace to what is desired; those that
 /// may not have their new template yet keep the last one, with all else as desired. `is_new`
-/// says that their namespace was made just now, so that nobody else can have any there. The
-/// results are in the order of the Deployments.
+/// says that their namespace was made just now, so that nobody else can have any there. Those
+/// that are `held` have a fault: they keep template and number of replicas. The results are in
+/// the order of the Deployments.
 pub(super) async fn apply(
     world: &Arc<World>,
     owner: &Owner,
     deployments: &[Object],
+    held: &BTreeSet<String>,
     is_new: bool,
     sources: Option<&Sources<'_>>,
 ) -> Vec<cluster::Result<Applied>> {
     let Some(application) = deployments.first().map(application_of) else { return Vec::new() };
     let mut changes = Vec::with_capacity(deployments.len());
     for object in deployments {
-        changes.push(examine(world, object).await);
+        let is_held = held.contains(&object.name);
+        changes.push(if is_held { Ok(examine_held(world, object)) } else { examine(world, object).await });
     }
-    let needs_sources = changes.iter().any(|change| !matches!(change, Ok(Change::None(_))));
+    let stays = |change: &_| matches!(change, Ok(Change::None(_) | Change::Held(..) | Change::Left));
+    let needs_sources = !changes.iter().all(stays);
     let sources = sources.filter(|_| needs_sources).map(|sources| sources()).unwrap_or_default();
     let source = |object: &Object| sources.get(&object.name).cloned();
     let causes = changes.iter().zip(deployments).filter_map(|(change, object)| match change {
@@ -131,7 +140,10 @@ pub(super) async fn apply(
                 (Change::New | Change::Unrecorded, _) => Record::new(object, source(object), false),
                 (Change::Template(_), Some(staged)) => Record::new(object, source(object), staged),
                 (Change::Template(Some(record)), None) => return hold_back(world, object, &record).await,
-                (Change::Template(None), None) => return Ok(Applied::Unchanged),
+                (Change::Template(None), None) | (Change::Left, _) => return Ok(Applied::Unchanged),
+                (Change::Held(record, replicas), _) => {
+                    return hold_back(world, &as_many(object, replicas), &record).await;
+                }
             };
             let (recorded, identity) = (recorded(object, &record), identity(object, &record));
             if is_new {
@@ -171,6 +183,19 @@ async fn examine(world: &World, object: &Object) -> cluster::Result<Change> {
         }
         _ => Change::New,
     })
+}
+
+/// The same for one whose template, or whose number of replicas, has a fault. One that is not
+/// there is made all the same, if only its number has.
+fn examine_held(world: &World, object: &Object) -> Change {
+    let has_template = object.body.pointer("/spec/template").is_some_and(|template| !template.is_null());
+    match world.cluster.children().state(&Key::of(object)) {
+        Some(ChildState::Component(ComponentState { rollout, replicas, .. })) => {
+            rollout.record.map_or(Change::Left, |record| Change::Held(record, replicas))
+        }
+        None if has_template => Change::New,
+        _ => Change::Left,
+    }
 }
 
 /// Applies all of a Deployment but its new template.

@@ -21,6 +21,8 @@ pub struct ComponentState {
     pub message: String,
     /// Which template its pods are of, and how far its rollout is.
     pub rollout: RolloutState,
+    /// How many replicas are wanted.
+    pub replicas: i64,
 }
 
 impl ComponentState {
@@ -48,6 +50,7 @@ pub fn component_state(component: &str, live: Option<&Value>) -> ComponentState 
         reason,
         message,
         rollout: live.map_or_else(RolloutState::absent, RolloutState::of),
+        replicas: live.map_or(0, |live| live["spec"]["replicas"].as_i64().unwrap_or(1)),
     };
     let Some(live) = live else {
         return state(false, "DeploymentMissing", format!("component {component} has no Deployment yet"));

@@ -35,7 +35,7 @@ pub(super) fn tier(tenant: &Tenant, plan: &Plan, application: &Application, tier
 
 /// Limits are on meters that the application counts; those that refuse use, on meters that
 /// are counted where use can be refused.
-pub(super) fn limits(plan: &Plan, application: &Application) -> Vec<Fault> {
+pub fn limits(plan: &Plan, application: &Application) -> Vec<Fault> {
     let name = plan_name(plan);
     let check = |limit: super::limits::MeterLimit| {
         let path = format!("Plan {name}: spec.limits.{}", limit.meter);

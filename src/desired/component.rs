@@ -18,6 +18,8 @@ use k8s_openapi::{
     },
 };
 
+use serde_json::Value;
+
 use super::{
     Fault, Kind, Object,
     fit::{self, Bounds},
@@ -80,13 +82,20 @@ pub(super) enum Files<'a> {
 
 /// What one component comes to.
 pub(super) struct WorkloadObjects {
+    /// Without a pod template (`null`) where that has a fault.
     pub deployment: Object,
     pub service: Option<Object>,
     pub autoscaler: Option<Object>,
     pub disruption_budget: Option<Object>,
-    /// What its pods need.
+    /// Its pods, or everything that is wrong with their template.
+    pub pods: Result<Pods, Vec<Fault>>,
+}
+
+/// What is known of a component's pods.
+pub(super) struct Pods {
+    /// What they need.
     pub footprint: Footprint,
-    /// What keeps its pods from being made in this namespace.
+    /// What keeps them from being made in this namespace.
     pub unfit: Vec<Fault>,
 }
 
@@ -144,27 +153,33 @@ fn quota_faults(path: &str, spec: &PodSpec, quota: Option<&Quantities>) -> Vec<F
             let message = format!(
                 "the quota has {name}, so that each container must say how much: add resources.{field}.{resource}"
             );
-            faults.push(Fault::new("QuotaNeedsResources", format!("{path}.resources.{field}.{resource}"), message));
+            faults.push(Fault::new(fit::NEEDS_RESOURCES, format!("{path}.resources.{field}.{resource}"), message));
         }
     }
     faults
 }
 
 impl Workload<'_> {
-    /// The objects of the component, or everything that is wrong with its template.
-    pub(super) fn objects(&self) -> Result<WorkloadObjects, Vec<Fault>> {
-        let mut template = decode(&self.path, self.component, self.quota)?;
-        self.tuning.apply(&self.component.name, template.spec.get_or_insert_default());
-        let template = pod::complete(self, template);
-        let spec = template.spec.clone().unwrap_or_default();
-        Ok(WorkloadObjects {
-            footprint: Footprint::of(&self.component.name, self.scale(), &spec, self.bounds.range),
-            unfit: fit::faults(&self.component.name, &spec, self.bounds),
-            deployment: self.deployment(template),
+    /// The objects of the component.
+    pub(super) fn objects(&self) -> WorkloadObjects {
+        let template = decode(&self.path, self.component, self.quota).map(|mut template| {
+            self.tuning.apply(&self.component.name, template.spec.get_or_insert_default());
+            pod::complete(self, template)
+        });
+        let pods = |template: &PodTemplateSpec| {
+            let spec = template.spec.clone().unwrap_or_default();
+            Pods {
+                footprint: Footprint::of(&self.component.name, self.scale(), &spec, self.bounds.range),
+                unfit: fit::faults(&self.component.name, &spec, self.bounds),
+            }
+        };
+        WorkloadObjects {
+            pods: template.as_ref().map(pods).map_err(Clone::clone),
+            deployment: self.deployment(template.ok()),
             service: self.component.port.map(|port| self.service(port)),
             autoscaler: self.autoscaler(),
             disruption_budget: self.disruption_budget(),
-        })
+        }
     }
 
     /// The pool or tenant that the component runs for.
@@ -203,7 +218,8 @@ impl Workload<'_> {
         self.tuning.scale(self.component, self.tier)
     }
 
-    fn deployment(&self, template: PodTemplateSpec) -> Object {
+    fn deployment(&self, template: Option<PodTemplateSpec>) -> Object {
+        let has_template = template.is_some();
         // An autoscaler owns the count once it has set one; see `PoolInput::held_replicas`.
         let replicas = match self.scale() {
             // It also keeps its hands off a Deployment that is scaled to zero.
@@ -216,7 +232,7 @@ impl Workload<'_> {
             spec: Some(DeploymentSpec {
                 replicas,
                 selector: self.label_selector(),
-                template,
+                template: template.unwrap_or_default(),
                 // A new pod must be available before an old one goes, so that a rollout is
                 // never an outage, also with a single replica.
                 strategy: Some(DeploymentStrategy {
@@ -234,7 +250,11 @@ impl Workload<'_> {
             }),
             status: None,
         };
-        Object::typed(Kind::Deployment, &deployment)
+        let mut object = Object::typed(Kind::Deployment, &deployment);
+        if !has_template {
+            object.body["spec"]["template"] = Value::Null;
+        }
+        object
     }
 
     fn service(&self, port: i32) -> Object {

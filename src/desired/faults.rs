@@ -1,14 +1,10 @@
-//! What is wrong with an Application, a Pool or a DatabaseServer by itself.
+//! What is wrong with an Application, a Plan, a Pool, a DatabaseServer or a Tenant by itself.
 
 use super::{
-    Catalog, Fault, Kind, checks,
-    component::component_faults,
-    naming::{RESERVED_PREFIX, SECRET_SUFFIX},
-    peers, pool,
-    settings::Settings,
-    validate,
+    Catalog, Fault, checks, component::component_faults, limit_range, network, peers, pool, quota, settings::Settings,
+    shared, validate,
 };
-use crate::api::{Application, DatabaseServer, Pool, Tier};
+use crate::api::{Application, DatabaseServer, Plan, Pool, Tenant, Tier};
 
 /// What is wrong with an Application: templates, network peers, shared objects, servers, and
 /// a quota in which no pool fits.
@@ -18,8 +14,8 @@ pub fn application_faults(application: &Application, settings: &Settings, catalo
     let mut faults: Vec<Fault> = components
         .flat_map(|(index, component)| component_faults(&format!("spec.components[{index}]"), component, quota))
         .collect();
-    faults.extend(peer_faults(application));
-    faults.extend(shared_faults(application));
+    faults.extend(peer_faults(application).into_iter().map(|(_, fault)| fault));
+    faults.extend(shared::wanted(application).filter_map(|wanted| wanted.reserved()));
     faults.extend(server_list_faults(application, catalog));
     // With as few tenants as the smallest of the servers makes it: any pool needs that much.
     let names = application.spec.database.pooled.iter().flat_map(|choice| &choice.servers);
@@ -29,16 +25,40 @@ pub fn application_faults(application: &Application, settings: &Settings, catalo
     faults
 }
 
-/// What is wrong with an Application's network peers.
-pub(super) fn peer_faults(application: &Application) -> Vec<Fault> {
+/// What is wrong with an Application's network peers, by the NetworkPolicy that they are for.
+pub(super) fn peer_faults(application: &Application) -> Vec<(&'static str, Fault)> {
     let from = application.spec.route.as_ref().and_then(|route| route.from.as_deref()).unwrap_or_default();
-    let mut faults = peers::peer_faults("spec.route.from", from);
+    let of_route = peers::peer_faults("spec.route.from", from).into_iter().map(|fault| (network::ROUTE, fault));
+    let mut of_egress = Vec::new();
     for (index, rule) in application.spec.egress.iter().flatten().enumerate() {
-        faults.extend(peers::peer_faults(&format!("spec.egress[{index}].to"), &rule.to));
+        of_egress.extend(peers::peer_faults(&format!("spec.egress[{index}].to"), &rule.to));
         let ports = rule.ports.as_deref().unwrap_or_default();
-        faults.extend(peers::port_faults(&format!("spec.egress[{index}].ports"), ports));
+        of_egress.extend(peers::port_faults(&format!("spec.egress[{index}].ports"), ports));
     }
-    faults
+    of_route.chain(of_egress.into_iter().map(|fault| (network::EGRESS, fault))).collect()
+}
+
+/// Kubernetes' own identities are nobody's people. (The API server refuses them too, but a
+/// RoleBinding for one is no place to rely on it.)
+pub(super) fn owner_faults(tenant: &Tenant) -> Vec<Fault> {
+    let owners = tenant.spec.owners.iter().flatten().enumerate();
+    owners
+        .filter(|(_, owner)| owner.name.starts_with("system:"))
+        .map(|(index, owner)| {
+            let message = format!(
+                "{} is one of Kubernetes' own identities: name a user or group of your identity provider",
+                owner.name
+            );
+            Fault::new("SystemIdentity", format!("spec.owners[{index}].name"), message)
+        })
+        .collect()
+}
+
+/// What the API server would refuse in a Plan's quota and LimitRange.
+pub(super) fn bounds_faults(plan: &Plan) -> Vec<Fault> {
+    let name = plan.metadata.name.as_deref().unwrap_or_default();
+    let quota_names = quota::name_faults(&format!("Plan {name}: spec.quota"), plan.spec.quota.as_ref());
+    [quota_names, limit_range::faults(plan, name)].concat()
 }
 
 /// How long a rollout of the application's pods may take, in seconds.
@@ -58,33 +78,6 @@ pub(super) fn min_ready_seconds(application: &Application) -> Option<i32> {
     let asked = application.spec.rollout.as_ref().and_then(|rollout| rollout.min_ready_seconds);
     let most = rollout_seconds(application).unwrap_or(KUBERNETES_DEADLINE) / 2;
     Some(asked.unwrap_or(MIN_READY_SECONDS).min(most)).filter(|seconds| *seconds > 0)
-}
-
-/// Names of shared objects that something else in the namespaces has or may get.
-pub(super) fn shared_faults(application: &Application) -> Vec<Fault> {
-    let Some(shared) = &application.spec.shared else { return Vec::new() };
-    let secrets = shared.secrets.iter().flatten().enumerate();
-    let secrets = secrets.map(|(index, name)| (Kind::Secret, format!("spec.shared.secrets[{index}]"), name));
-    let config_maps = shared.config_maps.iter().flatten().enumerate();
-    let config_maps =
-        config_maps.map(|(index, name)| (Kind::ConfigMap, format!("spec.shared.configMaps[{index}]"), name));
-    let taken = |kind: Kind, name: &str| match kind {
-        Kind::Secret if name.ends_with(SECRET_SUFFIX) => {
-            Some(format!("names that end in {SECRET_SUFFIX} are those of tenants' Secrets"))
-        }
-        Kind::ConfigMap if name == "kube-root-ca.crt" => Some("Kubernetes itself has it in every namespace".to_owned()),
-        _ if name.starts_with(RESERVED_PREFIX) => {
-            Some(format!("names that begin with {RESERVED_PREFIX} are Tenantry's own"))
-        }
-        _ => None,
-    };
-    secrets
-        .chain(config_maps)
-        .filter_map(|(kind, path, name)| {
-            let message = format!("{kind} {name} can't be shared, since {}: give it another name", taken(kind, name)?);
-            Some(Fault::new("ReservedName", path, message))
-        })
-        .collect()
 }
 
 /// Servers that are not there, or don't take the tier that they are listed for. One that is

@@ -5,6 +5,9 @@ use k8s_openapi::api::core::v1::{Container, LimitRangeItem, PodSpec};
 use super::{Fault, template, usage};
 use crate::api::Quantities;
 
+/// The reason of a container that doesn't say how much it needs, under a quota that asks for it.
+pub(super) const NEEDS_RESOURCES: &str = "QuotaNeedsResources";
+
 /// What a namespace demands of each container.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Bounds<'a> {
@@ -78,7 +81,7 @@ impl Checked<'_> {
                         self.name(),
                         self.component,
                     );
-                    Fault::new("QuotaNeedsResources", self.path(&format!("quota.{name}")), message)
+                    Fault::new(NEEDS_RESOURCES, self.path(&format!("quota.{name}")), message)
                 })
             })
             .collect()

@@ -20,6 +20,11 @@ use super::{
 };
 use crate::api::{Application, DatabaseServer};
 
+/// The policies that are made from peers which somebody declares.
+pub(super) const ROUTE: &str = "allow-route";
+pub(super) const EGRESS: &str = "allow-egress";
+pub(super) const DATABASE: &str = "allow-database";
+
 /// What a namespace's policies are made from.
 #[derive(Clone, Copy)]
 pub(super) struct Network<'a> {
@@ -78,7 +83,7 @@ impl Network<'_> {
             to: Some(peers::without_metadata(peers)),
             ports: Some(vec![port("TCP", endpoint_port(self.server))]),
         };
-        Some(self.egress("allow-database", clients, vec![rule]))
+        Some(self.egress(DATABASE, clients, vec![rule]))
     }
 
     /// From the agents' pods to the API server.
@@ -104,7 +109,7 @@ impl Network<'_> {
         let components = &self.application.spec.components;
         let serving = components.iter().find(|component| component.name == route.component)?;
         let rule = NetworkPolicyIngressRule { from: Some(from.clone()), ports: Some(vec![port("TCP", serving.port?)]) };
-        Some(self.ingress("allow-route", self.component(&serving.name), rule))
+        Some(self.ingress(ROUTE, self.component(&serving.name), rule))
     }
 
     /// The components with a port, if there is anyone else in the namespace to call them.
@@ -146,7 +151,7 @@ impl Network<'_> {
                 ports: rule.ports.as_deref().map(peers::explicit),
             })
             .collect();
-        (!rules.is_empty()).then(|| self.egress("allow-egress", LabelSelector::default(), rules))
+        (!rules.is_empty()).then(|| self.egress(EGRESS, LabelSelector::default(), rules))
     }
 
     /// The pods of the components that get credentials; nothing when none does.

@@ -6,14 +6,15 @@ use super::{
     Fault, Kind, Object,
     component::{Files, Workload},
     faults,
-    fit::Bounds,
+    fit::{Bounds, NEEDS_RESOURCES},
+    kept::Kept,
     namespace::Scope,
     naming::{self, Owner},
     network::{self, Network},
     quota::{self, Counts, Footprint},
     route::route_kind,
     settings::Settings,
-    shared::{SharedContent, shared_objects},
+    shared::SharedContent,
     sidecar::Sidecar,
     tuning::Tuning,
     validate,
@@ -68,6 +69,8 @@ pub struct PoolObjects {
     /// Whether the way to the database is declared; else no pod reaches it until
     /// DatabaseServer `spec.network.to` is set.
     pub network_declared: bool,
+    /// What stays as it is, and why.
+    pub kept: Kept,
 }
 
 impl PoolObjects {
@@ -87,6 +90,7 @@ impl PoolObjects {
             autoscalers,
             deployments,
             network_declared: _,
+            kept: _,
         } = self;
         [namespace, operator_binding]
             .into_iter()
@@ -115,12 +119,9 @@ pub fn schemas_per_database(server: &DatabaseServer) -> u32 {
     u32::try_from(schemas.unwrap_or(1_000)).unwrap_or(0)
 }
 
-/// The objects of a pool.
-///
-/// # Errors
-/// The faults of the Application's templates and network peers and of the server's peers,
-/// and shared objects that are not there.
-pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
+/// The objects of a pool. What has a fault, by the Application's templates, network peers and
+/// quota or the server's peers, or for want of a shared object, stays as it is.
+pub fn pool_objects(input: &PoolInput<'_>) -> PoolObjects {
     let PoolInput { pool, application, server, settings, .. } = *input;
     let pool_name = pool.metadata.name.as_deref().unwrap_or_default();
     let application_name = application.metadata.name.as_deref().unwrap_or_default();
@@ -129,18 +130,11 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
     let labels = naming::labels(application_name, owner);
     let scope = Scope { namespace: &namespace, labels: &labels };
 
-    let mut faults = faults::peer_faults(application);
-    faults.extend(faults::shared_faults(application));
-    let server_name = server.metadata.name.as_deref().unwrap_or_default();
-    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
-    let shared = shared_objects(scope, application, input.shared, &mut faults);
+    let mut kept = Kept::default();
+    let shared = kept.surroundings(scope, application, server, input.shared, |fault| fault);
     let sidecar = Sidecar { settings, capacity: pool_capacity(pool, application, server) };
-
-    let parts = parts(application, owner, &namespace, sidecar, input.held_replicas);
-    let workloads = parts.map_err(|found| faults.extend(found)).unwrap_or_default();
-    if !faults.is_empty() {
-        return Err(faults);
-    }
+    let Workloads { services, disruption_budgets, autoscalers, deployments, footprints, unfit, faults, faulty } =
+        parts(application, owner, &namespace, sidecar, input.held_replicas);
     let network = Network {
         namespace: &namespace,
         labels: &labels,
@@ -149,8 +143,7 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         server,
         api_server: input.api_server,
     };
-    let Workloads { services, disruption_budgets, autoscalers, deployments, footprints, unfit } = workloads;
-    let objects = PoolObjects {
+    let mut objects = PoolObjects {
         namespace: scope.namespace(),
         operator_binding: scope.operator_binding(settings),
         agent: scope.agent(),
@@ -162,21 +155,34 @@ pub fn pool_objects(input: &PoolInput<'_>) -> Result<PoolObjects, Vec<Fault>> {
         autoscalers,
         deployments,
         network_declared: network::declared(application, server),
+        kept: Kept::default(),
     };
-    let counts = Counts::of(objects.clone().into_ordered().iter());
-    let room = room_faults(application, &footprints, counts, sidecar.capacity);
-    let faults = [unfit, room].concat();
-    if faults.is_empty() { Ok(objects) } else { Err(faults) }
+    if faults.is_empty() {
+        let counts = Counts::of(objects.clone().into_ordered().iter());
+        let room = room_faults(application, &footprints, counts, sidecar.capacity);
+        let components = application.spec.components.iter().map(|component| component.name.clone());
+        kept.room([unfit, room].concat(), components);
+    } else {
+        // The pods that run under no quota yet may be such as a quota would refuse.
+        if faults.iter().any(|fault| fault.reason == NEEDS_RESOURCES) {
+            kept.bounds();
+        }
+        kept.templates(faults, faulty);
+    }
+    objects.autoscalers.retain(|autoscaler| !kept.has(autoscaler));
+    objects.network_policies.retain(|policy| !kept.has(policy));
+    objects.quota = objects.quota.filter(|quota| !kept.has(quota));
+    PoolObjects { kept, ..objects }
 }
 
-/// The components of a pool, or everything that is wrong with their templates.
+/// The components of a pool.
 fn parts(
     application: &Application,
     owner: Owner<'_>,
     namespace: &str,
     sidecar: Sidecar<'_>,
     held_replicas: &BTreeMap<String, i32>,
-) -> Result<Workloads, Vec<Fault>> {
+) -> Workloads {
     let workload = |(index, component): (usize, _)| Workload {
         component,
         path: format!("spec.components[{index}]"),
@@ -215,7 +221,10 @@ fn room_faults(application: &Application, footprints: &[Footprint], mut counts: 
 pub(super) fn quota_faults(application: &Application, settings: &Settings, capacity: u32) -> Vec<Fault> {
     let held = BTreeMap::new();
     let sidecar = Sidecar { settings, capacity };
-    let Ok(workloads) = parts(application, Owner::Pool(""), "", sidecar, &held) else { return Vec::new() };
+    let workloads = parts(application, Owner::Pool(""), "", sidecar, &held);
+    if !workloads.faults.is_empty() {
+        return Vec::new();
+    }
     let mut counts = Counts::of(workloads.objects());
     counts.add_shared(application);
     let faults = room_faults(application, &workloads.footprints, counts, capacity);

@@ -127,6 +127,20 @@ pub fn held_back(object: &Object, live: &Value) -> Option<Object> {
     Some(with_written(&held, &written))
 }
 
+/// A Deployment with as many replicas as it has: what is desired of it has a fault, so that a
+/// number which is new isn't to be had yet. None run where none are to, and where none did, the
+/// number is the desired one.
+pub fn as_many(object: &Object, live: i64) -> Object {
+    let mut object = object.clone();
+    if let Some(replicas) = object.body.pointer_mut("/spec/replicas")
+        && *replicas != 0
+        && live > 0
+    {
+        *replicas = live.into();
+    }
+    object
+}
+
 fn with_written(object: &Object, written: &Written) -> Object {
     let mut object = object.clone();
     wait_in_turns_alone(&mut object.body, written.staged);

@@ -10,6 +10,7 @@ use super::{
     component::{Files, Workload},
     faults,
     fit::Bounds,
+    kept::Kept,
     limit_range,
     namespace::Scope,
     naming::{self, Owner},
@@ -17,7 +18,7 @@ use super::{
     quota::{self, Counts},
     route::route_kind,
     settings::Settings,
-    shared::{SharedContent, shared_objects},
+    shared::SharedContent,
     tuning::Tuning,
     workloads::Workloads,
 };
@@ -80,6 +81,8 @@ pub struct TenantObjects {
     /// Whether the way to the database is declared; else no pod reaches it until
     /// DatabaseServer `spec.network.to` is set.
     pub network_declared: bool,
+    /// What stays as it is, and why.
+    pub kept: Kept,
 }
 
 impl TenantObjects {
@@ -102,6 +105,7 @@ impl TenantObjects {
             autoscalers,
             deployments,
             network_declared: _,
+            kept: _,
         } = self;
         [namespace, operator_binding]
             .into_iter()
@@ -119,13 +123,11 @@ impl TenantObjects {
     }
 }
 
-/// The objects of a tenant of tier bridge or dedicated.
-///
-/// # Errors
-/// The faults of the Application's templates and network peers and of the server's peers,
-/// shared objects that are not there, and a quota or LimitRange of the Plan in which the pods
-/// don't fit ([`effective`](super::effective) tells that before anything is placed).
-pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> Result<TenantObjects, Vec<Fault>> {
+/// The objects of a tenant of tier bridge or dedicated. What has a fault stays as it is: by the
+/// Application's templates and network peers and the server's peers, for want of a shared
+/// object, and by owners, quota or LimitRange in which the pods don't fit
+/// ([`effective`](super::effective) tells of these before anything is placed).
+pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> TenantObjects {
     let TenantObjectsInput { tenant, plan, application, server, settings, .. } = *input;
     let case = Case {
         tenant,
@@ -138,25 +140,29 @@ pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> Result<TenantObjects, V
     };
     let frame = Frame::of(tenant, application);
     let scope = frame.scope();
-    let mut faults = faults::peer_faults(application);
-    faults.extend(faults::shared_faults(application));
-    let shared = shared_objects(scope, application, input.shared, &mut faults);
-    let within_application = |fault: Fault| fault.within("Application", name_of(&application.metadata));
-    let mut faults: Vec<Fault> = faults.into_iter().map(within_application).collect();
-    let server_name = name_of(&server.metadata);
-    faults.extend(faults::server_faults(server).into_iter().map(|fault| fault.within("DatabaseServer", server_name)));
-    let body = case.body(&frame, server).map_err(|found| faults.extend(found));
-    let (Ok(body), true) = (body, faults.is_empty()) else { return Err(faults) };
-    let unfit = case.room_faults(&body);
-    if !unfit.is_empty() {
-        return Err(unfit);
+    let mut kept = Kept::default();
+    let within = |fault: Fault| fault.within("Application", name_of(&application.metadata));
+    let shared = kept.surroundings(scope, application, server, input.shared, within);
+    let mut body = case.body(&frame, server);
+    for fault in faults::owner_faults(tenant) {
+        kept.object(Kind::RoleBinding, naming::OWNER_ROLE, fault);
     }
-    Ok(TenantObjects {
+    let mut room = faults::bounds_faults(plan);
+    if body.workloads.faults.is_empty() && room.is_empty() {
+        room = case.room_faults(&body);
+    }
+    kept.room(room, application.spec.components.iter().map(|component| component.name.clone()));
+    let faults = std::mem::take(&mut body.workloads.faults);
+    kept.templates(faults.into_iter().map(within).collect(), std::mem::take(&mut body.workloads.faulty));
+    let stays = |object: &Object| kept.has(object);
+    body.network_policies.retain(|policy| !stays(policy));
+    body.workloads.autoscalers.retain(|autoscaler| !stays(autoscaler));
+    TenantObjects {
         namespace: scope.namespace(),
         operator_binding: scope.operator_binding(settings),
-        owners: body.owners,
-        quota: body.quota,
-        limit_range: body.limit_range,
+        owners: body.owners.filter(|owners| !stays(owners)),
+        quota: body.quota.filter(|quota| !stays(quota)),
+        limit_range: body.limit_range.filter(|range| !stays(range)),
         service_account: body.service_account,
         facts: body.facts,
         shared,
@@ -166,7 +172,8 @@ pub fn tenant_objects(input: &TenantObjectsInput<'_>) -> Result<TenantObjects, V
         autoscalers: body.workloads.autoscalers,
         deployments: body.workloads.deployments,
         network_declared: network::declared(application, server),
-    })
+        kept,
+    }
 }
 
 /// What keeps a tenant's pods and objects from fitting into its Plan. The templates' own
@@ -180,8 +187,8 @@ pub(super) fn room_faults(
 ) -> Vec<Fault> {
     let held_replicas = BTreeMap::new();
     let case = Case { tenant, plan, application, tier, hosts: &[], suspended: false, held_replicas: &held_replicas };
-    let frame = Frame::of(tenant, application);
-    case.body(&frame, server).map(|body| case.room_faults(&body)).unwrap_or_default()
+    let body = case.body(&Frame::of(tenant, application), server);
+    if body.workloads.faults.is_empty() { case.room_faults(&body) } else { Vec::new() }
 }
 
 /// The names that everything of a tenant has.
@@ -236,8 +243,7 @@ impl Body {
 }
 
 impl Case<'_> {
-    /// The objects, or everything that is wrong with the templates.
-    fn body(&self, frame: &Frame<'_>, server: &DatabaseServer) -> Result<Body, Vec<Fault>> {
+    fn body(&self, frame: &Frame<'_>, server: &DatabaseServer) -> Body {
         let Self { tenant, plan, application, hosts, .. } = *self;
         let (scope, tenant_name) = (frame.scope(), frame.tenant);
         let range = plan.spec.limit_range.as_ref().and_then(limit_range::item);
@@ -258,9 +264,7 @@ impl Case<'_> {
             bounds,
             held_replicas: self.held_replicas.get(&component.name).copied(),
         });
-        let within = |fault: Fault| fault.within("Application", name_of(&application.metadata));
-        let workloads =
-            Workloads::of(components).map_err(|faults| faults.into_iter().map(within).collect::<Vec<_>>())?;
+        let workloads = Workloads::of(components);
         let network = Network {
             namespace: &frame.namespace,
             labels: &frame.labels,
@@ -269,7 +273,7 @@ impl Case<'_> {
             server,
             api_server: &[],
         };
-        Ok(Body {
+        Body {
             owners: scope.owners(tenant.spec.owners.as_deref().unwrap_or_default()),
             quota: scope.quota(plan.spec.quota.as_ref()),
             limit_range: range.map(|range| scope.limit_range(range)),
@@ -277,7 +281,7 @@ impl Case<'_> {
             facts: scope.facts(&tenant.spec.plan, hosts),
             network_policies: network.policies(),
             workloads,
-        })
+        }
     }
 
     /// What keeps the pods and objects from fitting into the Plan.

@@ -105,7 +105,7 @@ pub fn effective(
         own::faults(tenant, plan, application, tier, catalog),
     ]
     .concat();
-    if faults.is_empty() { Ok(resolve(tenant, plan, application, tier, catalog)) } else { Err(faults) }
+    if faults.is_empty() { Ok(as_it_runs(tenant, plan, application, catalog)) } else { Err(faults) }
 }
 
 /// The plan or the application (or both) is not there.
@@ -121,9 +121,10 @@ fn missing(tenant: &Tenant, plan: bool, application: bool) -> Vec<Fault> {
     plan.into_iter().chain(application).collect()
 }
 
-/// The values in effect, of a Tenant without faults.
-fn resolve(tenant: &Tenant, plan: &Plan, application: &Application, tier: Tier, catalog: &impl Catalog) -> Effective {
-    let name = name_of(tenant);
+/// What a Tenant's spec comes to, whatever is wrong with it: of one that was fulfilled before,
+/// and runs on.
+pub fn as_it_runs(tenant: &Tenant, plan: &Plan, application: &Application, catalog: &impl Catalog) -> Effective {
+    let (name, tier) = (name_of(tenant), tenant.spec.tier.unwrap_or(plan.spec.tier));
     let billing = tenant.spec.billing.as_ref();
     let created = tenant.metadata.creation_timestamp.as_ref();
     let start = billing.and_then(|billing| billing.start.as_ref()).or(created).map(|time| time.0);

@@ -13,31 +13,39 @@ pub(super) struct Workloads {
     pub footprints: Vec<Footprint>,
     /// What keeps the pods from being made, although the templates are without fault.
     pub unfit: Vec<Fault>,
+    /// What is wrong with templates.
+    pub faults: Vec<Fault>,
+    /// The components whose templates have a fault.
+    pub faulty: Vec<String>,
 }
 
 impl Workloads {
-    /// The objects of all components, or everything that is wrong with their templates.
-    pub(super) fn of<'a>(components: impl IntoIterator<Item = Workload<'a>>) -> Result<Self, Vec<Fault>> {
-        let (mut workloads, mut faults) = (Self::default(), Vec::new());
+    /// The objects of all components, and everything that is wrong with their templates.
+    pub(super) fn of<'a>(components: impl IntoIterator<Item = Workload<'a>>) -> Self {
+        let mut workloads = Self::default();
         for component in components {
-            match component.objects() {
-                Ok(objects) => {
-                    workloads.services.extend(objects.service);
-                    workloads.disruption_budgets.extend(objects.disruption_budget);
-                    workloads.autoscalers.extend(objects.autoscaler);
-                    workloads.deployments.push(objects.deployment);
-                    workloads.footprints.push(objects.footprint);
-                    workloads.unfit.extend(objects.unfit);
+            let objects = component.objects();
+            workloads.services.extend(objects.service);
+            workloads.disruption_budgets.extend(objects.disruption_budget);
+            workloads.autoscalers.extend(objects.autoscaler);
+            workloads.deployments.push(objects.deployment);
+            match objects.pods {
+                Ok(pods) => {
+                    workloads.footprints.push(pods.footprint);
+                    workloads.unfit.extend(pods.unfit);
                 }
-                Err(found) => faults.extend(found),
+                Err(faults) => {
+                    workloads.faulty.push(component.component.name.clone());
+                    workloads.faults.extend(faults);
+                }
             }
         }
-        if faults.is_empty() { Ok(workloads) } else { Err(faults) }
+        workloads
     }
 
     /// Every object.
     pub(super) fn objects(&self) -> impl Iterator<Item = &Object> {
-        let Self { services, disruption_budgets, autoscalers, deployments, footprints: _, unfit: _ } = self;
+        let Self { services, disruption_budgets, autoscalers, deployments, .. } = self;
         services.iter().chain(disruption_budgets).chain(autoscalers).chain(deployments)
     }
 }

@@ -111,7 +111,7 @@ pub fn build_pool(
     server: &DatabaseServer,
     held: &BTreeMap<String, i32>,
 ) -> Result<PoolObjects, Vec<Fault>> {
-    pool_objects(&PoolInput {
+    let objects = pool_objects(&PoolInput {
         pool,
         application,
         server,
@@ -119,7 +119,8 @@ pub fn build_pool(
         settings: &settings(),
         api_server: &API_SERVER,
         held_replicas: held,
-    })
+    });
+    if objects.kept.is_none() { Ok(objects) } else { Err(objects.kept.all_faults()) }
 }
 
 /// Everything that the objects of a tenant with a namespace of its own are made from.
@@ -184,6 +185,12 @@ impl Own {
     }
 
     pub fn try_objects(&self) -> Result<TenantObjects, Vec<Fault>> {
+        let objects = self.objects_with_faults();
+        if objects.kept.is_none() { Ok(objects) } else { Err(objects.kept.all_faults()) }
+    }
+
+    /// The objects, whatever is wrong.
+    pub fn objects_with_faults(&self) -> TenantObjects {
         tenant_objects(&TenantObjectsInput {
             tenant: &self.tenant,
             plan: &self.plan,

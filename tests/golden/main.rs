@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a fixture that can't be read is a failed test")]
 
 mod fixtures;
+mod kept;
 mod live;
 mod module_order;
 mod objects;

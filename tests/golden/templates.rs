@@ -291,7 +291,7 @@ fn the_examples_have_no_fault() {
 }
 
 #[test]
-fn the_fixture_has_no_fault_and_a_fault_leaves_no_objects() {
+fn the_fixture_has_no_fault_and_every_fault_is_told() {
     assert_eq!(brief(&application_faults(&application(), &settings(), &shelf())), [""; 0]);
     let mut application = application();
     application.spec.components[1].template.0.clear();
@@ -300,8 +300,8 @@ fn the_fixture_has_no_fault_and_a_fault_leaves_no_objects() {
     server.spec.network = serde_json::from_value(json!({"to": [{}]})).unwrap();
     let faults = build(&application, &server, &Default::default()).unwrap_err();
     let expected = [
-        "InvalidPeer DatabaseServer main: spec.network.to[0]",
         "SharedObjectMissing spec.shared.secrets[0]",
+        "InvalidPeer DatabaseServer main: spec.network.to[0]",
         "InvalidTemplate spec.components[1].template.spec.containers",
     ];
     assert_eq!(brief(&faults), expected);

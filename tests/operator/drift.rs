@@ -274,7 +274,7 @@ fn made_anew(live: &Value) -> Value {
     content
 }
 
-async fn edit(client: &Client, object: &Value, operations: &Value) -> Value {
+pub async fn edit(client: &Client, object: &Value, operations: &Value) -> Value {
     let name = object["metadata"]["name"].as_str().expect("a name");
     let params = PatchParams { field_manager: Some("a-person".into()), ..PatchParams::default() };
     let patch: Patch<Value> = Patch::Json(serde_json::from_value(operations.clone()).expect("a patch"));

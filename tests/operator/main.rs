@@ -12,6 +12,7 @@ mod dedicated;
 mod deleting;
 mod drift;
 mod events;
+mod faulty;
 mod foreign;
 #[allow(dead_code)]
 mod gate;
@@ -24,6 +25,7 @@ mod in_use;
 mod leader;
 mod leaving;
 mod limits;
+mod listing;
 mod many;
 mod migrating;
 mod outages;

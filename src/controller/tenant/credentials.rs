@@ -15,6 +15,7 @@ use crate::{
     controller::{
         events::Note,
         failure::{Class, Failure},
+        namespaces,
         queue::Next,
         state::{ChildState, credentials},
     },
@@ -25,9 +26,6 @@ use crate::{
 /// A rotation by age that is due within this time is waited for by its tenant itself. Longer
 /// than the time between two rounds of a server's maintenance, which wakes the tenant before.
 pub(in crate::controller) const ROTATION_SOON: Duration = Duration::from_secs(600);
-
-/// How long a namespace that is only just watched is waited for: its list takes milliseconds.
-const LISTING: Duration = Duration::from_secs(5);
 
 /// A value of the annotation that begins so closes the old login at once.
 const NOW: &str = "now-";
@@ -50,10 +48,9 @@ pub(super) async fn publish(
     provisioned: &mut Provisioned,
     report: &mut Report<'_>,
 ) -> Result<Next, Blocked> {
-    case.world.shared.listed(&place.namespace, LISTING).await;
+    case.world.shared.listed(&place.namespace, namespaces::LISTING).await;
     if !case.world.shared.is_listed(&place.namespace) {
-        let message = format!("namespace {} is not known yet", place.namespace);
-        return Err(credentials_failure(Failure::waiting("NamespaceNotListed", message)));
+        return Err(credentials_failure(namespaces::not_listed(&place.namespace)));
     }
     let requested = case.tenant.annotations().get(ANNOTATION_ROTATE).cloned();
     let asked = requested.filter(|value| report.rotated() != Some(value.as_str()));

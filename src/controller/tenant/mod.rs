@@ -3,6 +3,7 @@
 mod choosing;
 mod credentials;
 mod data;
+mod faulty;
 mod finalize;
 mod own;
 pub(super) mod place;
@@ -33,7 +34,7 @@ use super::{
 use crate::{
     api::{Application, ConditionType, Plan, Tenant},
     cluster::{Owner, add_finalizer},
-    desired::{Effective, Fault, effective, join_faults},
+    desired::{Effective, effective},
 };
 
 /// What a tenant is reconciled with.
@@ -45,6 +46,8 @@ pub(super) struct Case<'a> {
     pub(super) effective: &'a Effective,
     /// The hosts that the tenant has.
     pub(super) hosts: Vec<String>,
+    /// What is wrong with the spec of a tenant that runs on.
+    pub(super) fault: Option<Failure>,
     pub(super) world: &'a Arc<World>,
 }
 
@@ -89,31 +92,20 @@ async fn look_at(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     let (plan, application) = (world.plan(&tenant.spec.plan), world.application(&tenant.spec.application));
     let checked = effective(tenant, plan.as_deref(), application.as_deref(), &**world);
     let (Ok(effective), Some(plan), Some(application)) = (&checked, &plan, &application) else {
-        return stalled(tenant, world, checked.err().unwrap_or_default()).await;
+        return faulty::reconcile(tenant, world, checked.err().unwrap_or_default()).await;
     };
     let faults = world.shared.hosts().faults(&name);
     if !faults.is_empty() {
-        return stalled(tenant, world, faults).await;
+        return faulty::reconcile(tenant, world, faults).await;
     }
-    match tiers::change(tenant, world, effective.tier) {
+    match tiers::change(tenant, world, application, effective.tier) {
         Change::None => {}
         Change::Anew(place) => tiers::give_up(tenant, world, &place, effective.tier).await?,
-        Change::Refused(fault) => return stalled(tenant, world, vec![fault]).await,
+        Change::Refused(fault) => return faulty::reconcile(tenant, world, vec![fault]).await,
     }
     add_finalizer(world.cluster.client(), tenant).await?;
     let hosts = world.shared.hosts().granted(&name);
-    let case = Case { tenant, name: &name, plan, application, effective, hosts, world };
-    run(&case).await
-}
-
-/// The spec can't be fulfilled: say so, and leave everything as it is.
-async fn stalled(tenant: &Tenant, world: &World, faults: Vec<Fault>) -> Outcome {
-    world.shared.set_waiting(&tenant.name_any(), false);
-    let failure = Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults));
-    let mut report = Report::new(tenant, world);
-    report.verdicts = Concerns::not_ready(&failure);
-    report.write().await?;
-    Ok(None)
+    run(&Case { tenant, name: &name, plan, application, effective, hosts, fault: None, world }).await
 }
 
 /// One concern after the other; what can't be done now stays for the next time.
@@ -123,6 +115,9 @@ async fn run(case: &Case<'_>) -> Outcome {
         return Err(Failure::waiting("NamespaceNotListed", "the namespace is being listed"));
     }
     let mut concerns = Concerns::default();
+    if let Some(fault) = &case.fault {
+        concerns.stalls(fault.clone());
+    }
     let mut report = Report::new(case.tenant, case.world);
     report.set_effective(case);
     let next = match place::place(case, &mut report).await {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{
     Case,
     data::{self, Data},
-    place::Place,
+    place::{self, Place},
     provision,
     status::Report,
 };
 use crate::{
-    api::{ConditionType, DatabaseServer, Plan, PlanSpec, find_condition},
+    api::{ConditionType, DatabaseServer, Plan, PlanSpec, Verdict, find_condition},
     cluster::{Key, Owner},
     controller::{
         conditions::Concerns,
@@ -20,7 +20,7 @@ use crate::{
         workload,
     },
     desired::{
-        Catalog as _, Kind, Object, SharedContent, TenantObjectsInput, join_faults, naming, rollout::Source,
+        Catalog as _, Fault, Kept, Kind, Object, SharedContent, TenantObjectsInput, naming, rollout::Source,
         tenant_objects,
     },
 };
@@ -39,11 +39,14 @@ struct Objects {
     rest: Vec<Object>,
     deployments: Vec<Object>,
     network_declared: bool,
+    /// What stays as it is, and why.
+    kept: Kept,
 }
 
 /// Namespace, database, Secret, tables, pods: a pod starts with all that it needs. Nothing is
-/// made where the objects have a fault, such as a quota that is too small for them. Returns
-/// when to look again, or nothing where there is no data to route to.
+/// made where the objects have a fault, such as a quota that is too small for them; where the
+/// tenant was made before, what has the fault stays as it is. Returns when to look again, or
+/// nothing where there is no data to route to.
 pub(super) async fn serve(
     case: &Case<'_>,
     place: &Place,
@@ -57,9 +60,14 @@ pub(super) async fn serve(
             return None;
         }
     };
+    let kept = objects.kept;
+    if let Some(fault) = Failure::of(&kept.all_faults()).filter(|_| !place::may_have_data(place, case.world)) {
+        concerns.is_at_fault(ConditionType::NamespaceReady, fault);
+        return None;
+    }
     let owner = Owner::Tenant(case.name.to_owned());
     let sources = || sources(case, place);
-    let mut namespaced = Namespaced::new(case.world, owner.clone(), &place.namespace).sources(sources);
+    let mut namespaced = Namespaced::new(case.world, owner.clone(), &place.namespace).sources(sources).keeping(&kept);
     keep_others(case, place, &mut namespaced);
     if let Err(failure) = namespaced.apply(objects.ground).await {
         concerns.fails(ConditionType::NamespaceReady, failure);
@@ -73,15 +81,22 @@ pub(super) async fn serve(
         Err(failure) => Data::failed(ConditionType::DatabaseReady, failure),
     };
     let applied = applied.and(namespaced.refused().map_or(Ok(()), Err));
-    let starts = (applied.is_ok() && data.is_complete()) || !is_first_start(report);
+    let is_complete = applied.is_ok() && data.is_complete() && kept.is_none();
+    let starts = is_complete || !is_first_start(report);
     let refused = pods(&mut namespaced, objects.deployments, starts).await;
-    match applied.and(namespaced.prune().await) {
-        Ok(()) => concerns.holds(ConditionType::NamespaceReady, "Applied", "every object is as it should be"),
-        Err(failure) => concerns.fails(ConditionType::NamespaceReady, failure),
+    // A template that can't be used takes nothing from pods that run.
+    let faults = if starts { kept.faults } else { kept.all_faults() };
+    match (applied.and(namespaced.prune().await), Failure::of(&faults)) {
+        (Err(failure), _) => concerns.fails(ConditionType::NamespaceReady, failure),
+        (Ok(()), Some(fault)) => concerns.is_at_fault(ConditionType::NamespaceReady, fault),
+        (Ok(()), None) => {
+            concerns.holds(ConditionType::NamespaceReady, "Applied", "every object is as it should be");
+        }
     }
     let published = data.is_published();
     data.judge(concerns);
-    workload(case, place, starts, refused, report, concerns).await;
+    let pods = if starts { Pods::Started(refused) } else { Pods::Waiting };
+    workload(case, place, pods, &kept.template_faults, report, concerns).await;
     network(place, objects.network_declared, concerns);
     published.then_some(next)
 }
@@ -92,15 +107,13 @@ fn objects(case: &Case<'_>, place: &Place) -> Result<Objects, Failure> {
         Failure::waiting("DatabaseUnavailable", format!("there is no DatabaseServer {}", place.server))
     })?;
     let shared = shared_contents(case.application, case.world);
-    let objects = tenant_objects(&input(case, place, &server, &shared)).map_err(|faults| {
-        Failure::permanent(faults.first().map_or("Invalid", |fault| fault.reason), join_faults(&faults))
-    })?;
-    let network_declared = objects.network_declared;
+    let objects = tenant_objects(&input(case, place, &server, &shared));
+    let (network_declared, kept) = (objects.network_declared, objects.kept.clone());
     let (deployments, others): (Vec<_>, Vec<_>) =
         objects.into_ordered().into_iter().partition(|object| object.kind == Kind::Deployment);
     let is_ground = |object: &Object| object.kind == Kind::Namespace || object.name == naming::NAMESPACE_ROLE;
     let (ground, rest) = others.into_iter().partition(is_ground);
-    Ok(Objects { ground, rest, deployments, network_declared })
+    Ok(Objects { ground, rest, deployments, network_declared, kept })
 }
 
 fn input<'a>(
@@ -140,7 +153,7 @@ fn sources(case: &Case<'_>, place: &Place) -> BTreeMap<String, Source> {
     let hosts: Vec<_> = route.map(|route| naming::tenant_host(route, case.name)).into_iter().collect();
     let deployments = |plan: &Plan| -> Vec<Object> {
         let input = TenantObjectsInput { tenant: &tenant, plan, hosts: &hosts, ..input(case, place, &server, &shared) };
-        tenant_objects(&input).map(|objects| objects.deployments).unwrap_or_default()
+        tenant_objects(&input).deployments
     };
     let (of_application, of_plan) = (deployments(&bare), deployments(&planned));
     let source = |(application, planned): (&Object, &Object)| {
@@ -178,14 +191,28 @@ async fn pods(namespaced: &mut Namespaced<'_>, deployments: Vec<Object>, starts:
     None
 }
 
+/// Whether a tenant has pods.
+enum Pods {
+    /// They wait for what they need.
+    Waiting,
+    /// They were started; with what was refused of them.
+    Started(Option<Failure>),
+}
+
 async fn workload(
     case: &Case<'_>,
     place: &Place,
-    starts: bool,
-    refused: Option<Failure>,
+    pods: Pods,
+    template_faults: &[Fault],
     report: &Report<'_>,
     concerns: &mut Concerns,
 ) {
+    let Pods::Started(refused) = pods else {
+        // Also where the tenant is suspended: once it is not, they still wait.
+        let message = "the pods start once all that they need is there";
+        concerns.fails(ConditionType::WorkloadReady, Failure::waiting(DATA_PENDING, message));
+        return;
+    };
     if case.effective.suspended {
         let message = "suspended: logins are locked, the route is removed and no pod runs; the data stays";
         concerns.rests(ConditionType::WorkloadReady, "Suspended", message);
@@ -195,11 +222,6 @@ async fn workload(
         concerns.fails(ConditionType::WorkloadReady, failure);
         return;
     }
-    if !starts {
-        let message = "the pods start once all that they need is there";
-        concerns.fails(ConditionType::WorkloadReady, Failure::waiting(DATA_PENDING, message));
-        return;
-    }
     let (owner, conditions) = (Owner::Tenant(case.name.to_owned()), &report.old().conditions);
     let standing = workload::look(case.world, &owner, &place.namespace, case.application, conditions).await;
     match standing.serves {
@@ -207,7 +229,9 @@ async fn workload(
         Ok(Some((reason, message))) => concerns.holds(ConditionType::WorkloadReady, reason, message),
         Err((reason, message)) => concerns.fails(ConditionType::WorkloadReady, Failure::waiting(reason, message)),
     }
-    if let Some(verdict) = standing.rolled_out {
+    if let Some(fault) = Failure::of(template_faults) {
+        concerns.notes(Verdict::no(ConditionType::RolledOut, fault.reason, fault.message));
+    } else if let Some(verdict) = standing.rolled_out {
         concerns.notes(verdict);
     }
 }

@@ -95,6 +95,12 @@ fn by_status(tenant: &Tenant, status: &TenantStatus, world: &World) -> Option<Pl
     Some(Place::own(tier, &tenant.name_any(), &database.server, &database.database, id))
 }
 
+/// Whether there may be data at a place: a server that doesn't answer can't say that there is none.
+pub(super) fn may_have_data(place: &Place, world: &World) -> bool {
+    let connected = world.databases.get(&place.server);
+    connected.is_none_or(|connected| connected.record(&place.database, &place.id).is_some())
+}
+
 /// Takes in where a Tenant's status says that it is.
 pub(in crate::controller) fn note(tenant: &Tenant, world: &World) {
     let (Some(status), Some(uid)) = (&tenant.status, &tenant.metadata.uid) else { return };

@@ -7,6 +7,7 @@ use crate::{
     api::Tier,
     controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
     database::{IssuedLogin, Purpose, TenantRecord, TenantSettings, TenantSpec, TenantState},
+    desired::find_time_zone,
 };
 
 /// A tenant that is in its database.
@@ -31,7 +32,10 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         None => prepare(case, place, &connected).await?,
     }
     // Limits first: a tenant must not be unlimited for a moment.
-    limits::ensure(&connected, &place.database, case.plan).await?;
+    // Those with a fault are in effect nowhere, and what the tenant has stays.
+    if limits::fits(case.plan, case.application) {
+        limits::ensure(&connected, &place.database, case.plan).await?;
+    }
     let settings = settings(case, &connected, record.as_deref());
     let Some(record) = record else {
         let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
@@ -83,6 +87,9 @@ fn settings(case: &Case<'_>, connected: &Connected, record: Option<&TenantRecord
     let billing = case.tenant.spec.billing.as_ref();
     // Periods are counted from where they began, also after the Tenant was made anew.
     let began = known.filter(|_| billing.is_none_or(|billing| billing.start.is_none()));
+    // Where nobody knows the zone, periods end as they did.
+    let zone = &case.effective.anchor.time_zone;
+    let in_use = known.filter(|_| case.fault.is_some() && find_time_zone(zone).is_none());
     TenantSettings {
         plan: case.effective.plan.clone(),
         plan_revision: pinned.unwrap_or_else(|| revision_name(case.plan)),
@@ -92,6 +99,6 @@ fn settings(case: &Case<'_>, connected: &Connected, record: Option<&TenantRecord
         statement_timeout: Some(database.statement_timeout),
         max_transaction: Some(database.max_transaction),
         period_anchor: began.map_or(case.effective.anchor.start, |known| known.period_anchor),
-        time_zone: case.effective.anchor.time_zone.clone(),
+        time_zone: in_use.map_or_else(|| zone.clone(), |known| known.time_zone.clone()),
     }
 }

@@ -56,6 +56,7 @@ impl<'a> Report<'a> {
         self.new.tier = Some(case.effective.tier);
         self.new.suspended = Some(case.effective.suspended).filter(|suspended| *suspended);
         self.new.url.clone_from(&case.effective.url);
+        self.new.hosts = (!case.hosts.is_empty()).then(|| case.hosts.clone());
     }
 
     /// The plan's revision that a tenant is pinned to by its record, where its place was lost: a

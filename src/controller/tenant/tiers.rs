@@ -1,4 +1,5 @@
-//! A change of tier: refused once there is data, since the data would have to move.
+//! A change of tier, or to a server of one's own: refused once there is data, since the data
+//! would have to move.
 
 use std::sync::Arc;
 
@@ -9,13 +10,13 @@ use super::{
     status::Report,
 };
 use crate::{
-    api::{Tenant, Tier},
+    api::{Application, Tenant, Tier},
     cluster::Owner,
     controller::{failure::Failure, namespaces, world::World},
-    desired::Fault,
+    desired::{Fault, placement_fault},
 };
 
-/// What a change of tier comes to.
+/// What such a change comes to.
 pub(super) enum Change {
     /// There is none.
     None,
@@ -25,15 +26,23 @@ pub(super) enum Change {
     Refused(Fault),
 }
 
-/// What it means that a tenant is to run at this tier.
-pub(super) fn change(tenant: &Tenant, world: &World, tier: Tier) -> Change {
-    let Some(place) = place::known(tenant, world).filter(|place| place.tier != tier) else { return Change::None };
-    // A server that doesn't answer can't say that there is nothing.
-    let connected = world.databases.get(&place.server);
-    match connected.is_some_and(|connected| connected.record(&place.database, &place.id).is_none()) {
-        true => Change::Anew(place),
-        false => Change::Refused(Fault::new("TierChange", "spec.tier", message(place.tier, tier))),
+/// What it means that a tenant of this Application is to run at this tier.
+pub(super) fn change(tenant: &Tenant, world: &World, application: &Application, tier: Tier) -> Change {
+    let Some(place) = place::known(tenant, world) else { return Change::None };
+    let fault = match place.tier == tier {
+        true => shared_server(tenant, world, application, &place),
+        false => Some(Fault::new("TierChange", "spec.tier", message(place.tier, tier))),
+    };
+    match fault {
+        None => Change::None,
+        Some(fault) if place::may_have_data(&place, world) => Change::Refused(fault),
+        Some(_) => Change::Anew(place),
     }
+}
+
+/// Whether a place is on a server that is others' as well, where it is to be on one of its own.
+pub(super) fn shared_server(tenant: &Tenant, world: &World, application: &Application, place: &Place) -> Option<Fault> {
+    placement_fault(&tenant.name_any(), application, place.tier, &place.server, world)
 }
 
 fn message(had: Tier, wanted: Tier) -> String {
