@@ -96,6 +96,8 @@ struct Child<S> {
     whole: Option<Box<[u8]>>,
     ours: bool,
     owner: Option<Owner>,
+    /// Which of our writes it is; 0 if a watch told of it since.
+    written: u64,
     state: S,
 }
 
@@ -110,7 +112,13 @@ struct Maps<S> {
     /// way when it went.
     departed: HashMap<Key, (String, u64, Instant)>,
     departures: VecDeque<(Instant, Key)>,
+    /// How many writes of ours there were.
+    writes: u64,
 }
+
+/// A moment between two of our writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Moment(u64);
 
 /// The objects that the operator made, as the watches and its own writes tell.
 pub struct Children<S> {
@@ -127,6 +135,7 @@ impl<S: Clone + PartialEq> Children<S> {
             refused: HashMap::new(),
             departed: HashMap::new(),
             departures: VecDeque::new(),
+            writes: 0,
         };
         Self { maps: Mutex::new(maps), extract }
     }
@@ -156,7 +165,8 @@ impl<S: Clone + PartialEq> Children<S> {
                 return child.owner.clone().filter(|_| changed);
             }
         }
-        let mut child = Child { uid, version, digest, verified: None, whole: None, ours, owner: owner.clone(), state };
+        let mut child =
+            Child { uid, version, digest, verified: None, whole: None, ours, owner: owner.clone(), written: 0, state };
         if child.ours {
             child.whole = compared(object);
         }
@@ -173,6 +183,17 @@ impl<S: Clone + PartialEq> Children<S> {
             return None;
         }
         maps.forget(key)
+    }
+
+    /// Now.
+    pub fn moment(&self) -> Moment {
+        Moment(self.lock().writes)
+    }
+
+    /// Whether we wrote an object after this moment, and no watch has told of it since: a list
+    /// that was asked for then may be older than the object.
+    pub fn is_newer(&self, key: &Key, moment: Moment) -> bool {
+        self.lock().children.get(key).is_some_and(|child| child.written > moment.0)
     }
 
     /// Takes in that an object is not in a list of all; returns whose reconcile has to look
@@ -192,7 +213,7 @@ impl<S: Clone + PartialEq> Children<S> {
     /// Takes in our own write: `object` is what it left of the desired object with this hash.
     pub fn wrote(&self, key: &Key, desired: u64, object: &Value) {
         let (uid, version) = identity(object);
-        let child = Child {
+        let mut child = Child {
             uid,
             version,
             digest: digest(object),
@@ -200,9 +221,12 @@ impl<S: Clone + PartialEq> Children<S> {
             whole: None,
             ours: true,
             owner: Owner::of(object),
+            written: 0,
             state: (self.extract)(key.kind, object),
         };
         let mut maps = self.lock();
+        maps.writes += 1;
+        child.written = maps.writes;
         let is_older = |uid: &String, version: u64| *uid == child.uid && version > child.version;
         if maps.children.get(key).is_some_and(|known| is_older(&known.uid, known.version))
             || maps.departed.get(key).is_some_and(|(uid, version, _)| is_older(uid, *version))
@@ -417,6 +441,18 @@ mod tests {
         assert!(matches!(children.observe(&key(), 1), Observed::Absent), "it went after that was written");
         children.wrote(&key(), 1, &object(8, "a-1", "x"));
         assert!(matches!(children.observe(&key(), 1), Observed::InSync));
+    }
+
+    #[test]
+    fn what_was_written_while_a_list_was_on_its_way_may_be_newer_than_the_list() {
+        let children = children();
+        children.wrote(&key(), 1, &object(5, "a-1", "x"));
+        let asked = children.moment();
+        assert!(!children.is_newer(&key(), asked), "the list would have it");
+        children.wrote(&key(), 1, &object(6, "a-1", "x"));
+        assert!(children.is_newer(&key(), asked));
+        children.saw(&key(), &object(7, "a-1", "y"));
+        assert!(!children.is_newer(&key(), asked), "a watch has told of it");
     }
 
     #[test]

@@ -155,20 +155,19 @@ pub async fn watch_children<S>(
 ) where
     S: Clone + PartialEq,
 {
-    let resource = api_resource(kind);
-    let api: Api<DynamicObject> = match &namespace {
-        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
-        None => Api::all_with(client, &resource),
-    };
+    let api = api_of(client.clone(), kind, namespace.as_deref());
     let mut config = watcher::Config::default();
     if !is_watched_whole(kind) {
         config = config.labels(&format!("{LABEL_MANAGED_BY}={MANAGED_BY}"));
     }
     let mut changes = events(api, config, watch);
-    let mut listed = HashSet::new();
+    let (mut listed, mut asked) = (HashSet::new(), children.moment());
     while let Some(event) = changes.next().await {
         match event {
-            Event::Init => listed.clear(),
+            Event::Init => {
+                listed.clear();
+                asked = children.moment();
+            }
             Event::InitApply(object) => {
                 let key = key_of(kind, &object);
                 listed.insert(key.clone());
@@ -176,9 +175,10 @@ pub async fn watch_children<S>(
             }
             Event::InitDone => {
                 for key in children.of_kind(kind, namespace.as_deref()) {
-                    if !listed.contains(&key) {
-                        children.absent(&key).map(&mut tell);
+                    if listed.contains(&key) || children.is_newer(&key, asked) && is_there(client.clone(), &key).await {
+                        continue;
                     }
+                    children.absent(&key).map(&mut tell);
                 }
                 listed = HashSet::new();
                 synced();
@@ -189,6 +189,33 @@ pub async fn watch_children<S>(
             Event::Delete(object) => {
                 let whole = serde_json::to_value(&object).ok();
                 whole.and_then(|whole| children.gone(&key_of(kind, &object), &whole)).map(&mut tell);
+            }
+        }
+    }
+}
+
+fn api_of(client: kube::Client, kind: Kind, namespace: Option<&str>) -> Api<DynamicObject> {
+    let resource = api_resource(kind);
+    match namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    }
+}
+
+/// Whether an object is there that we wrote while a list was on its way that lacks it. Where the
+/// list is the older one, the watch after it tells of the object; where the object went before the
+/// list, nothing does.
+async fn is_there(client: kube::Client, key: &Key) -> bool {
+    let api = api_of(client, key.kind, key.namespace.as_deref());
+    let mut pauses = Pauses::default();
+    loop {
+        match api.get_metadata_opt(&key.name).await {
+            Ok(found) => return found.is_some(),
+            // Without a namespace there are no rights in it.
+            Err(kube::Error::Api(status)) if status.code < 500 && status.code != 429 => return false,
+            Err(error) => {
+                warn!(object = %key, %error, "can't be looked at; it is tried again");
+                tokio::time::sleep(pauses.next().unwrap_or_default()).await;
             }
         }
     }

@@ -88,7 +88,6 @@ impl Gated {
         act.begin(self, names).await;
         act.is_done(self, names).await;
         let writes = counted.writes();
-        self.gate.open();
         println!("{act:?} {}: {:#?}", names.name, writes.iter().map(|write| &write.what).collect::<Vec<_>>());
         writes
     }

@@ -85,10 +85,11 @@ fn jobs(act: Act, writes: &[Write], tenants: &[Names]) -> Vec<Job> {
 /// Settles what deletion will do with these, before anything is counted.
 async fn choose(gated: &Gated, tenants: &[Names], policy: &str) {
     let change = json!({"spec": {"deletionPolicy": policy}});
-    for names in tenants {
+    let choose = async |names: &Names| {
         patch(gated.client(), &ours("Tenant", &names.name), &change).await;
         await_tenant(gated.client(), &names.name, "Ready", |tenant| is(tenant, "Ready", "True")).await;
-    }
+    };
+    join_all(tenants.iter().map(choose)).await;
 }
 
 /// Creation, rotation and both deletions of tenants that are made like `spec`. Returns the
@@ -113,9 +114,11 @@ async fn a_whole_life(gated: &mut Gated, prefix: &'static str, spec: Value) -> V
 
     choose(gated, &models[..1], "Retain").await;
     choose(gated, &models[1..], "Delete").await;
-    let mut rotation = gated.observe(Act::Rotate, &model).await;
-    let retaining = gated.observe(Act::Delete, kept).await;
-    let dropping = gated.observe(Act::Delete, dropped).await;
+    let (mut rotation, retaining, dropping) = tokio::join!(
+        gated.observe(Act::Rotate, &model),
+        gated.observe(Act::Delete, kept),
+        gated.observe(Act::Delete, dropped)
+    );
     let (rotated, retained) = (gated.settled(&model).await, gated.settled(kept).await);
     assert!(logins(&retained).keys().all(|state| state == "Closed"), "{retained:#?}");
     assert_eq!(gated.settled(dropped).await, BTreeSet::new(), "nothing is left");
