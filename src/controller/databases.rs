@@ -201,6 +201,19 @@ impl Connected {
         self.lock().get(database)?.tenants.get(id).cloned()
     }
 
+    /// A tenant's record; where none is known, the server is asked. The answer to a creation may
+    /// have been lost, and what is there must not be left behind as if it were not.
+    pub(super) async fn ask_record(&self, database: &str, id: &TenantId) -> Result<Option<Arc<TenantRecord>>> {
+        if let Some(record) = self.record(database, id) {
+            return Ok(Some(record));
+        }
+        // No tenant was made in a database that is not known to be there.
+        if !self.lock().contains_key(database) {
+            return Ok(None);
+        }
+        Ok(self.server.record(database, id).await?.map(|record| self.set_record(database, record)))
+    }
+
     pub(super) fn set_record(&self, database: &str, record: TenantRecord) -> Arc<TenantRecord> {
         let record = Arc::new(record);
         let mut databases = self.lock();

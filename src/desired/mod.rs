@@ -45,6 +45,7 @@ pub use checks::find_time_zone;
 pub use fault::{Fault, count, join_faults};
 pub use faults::{application_faults, pool_faults, server_faults};
 pub use kind::Kind;
+pub use namespace::operator_binding;
 pub use object::Object;
 pub use pool::{PoolInput, PoolObjects, pool_capacity, pool_objects, schemas_per_database};
 pub use route::{RouteInput, RouteState, route, route_accepted, route_kind};

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use kube::ResourceExt as _;
-
 use super::{
+    finalize::leave_namespace,
     place::{self, Place},
     status::Report,
 };
 use crate::{
     api::{Tenant, Tier},
-    cluster::Owner,
-    controller::{failure::Failure, namespaces, world::World},
+    controller::{failure::Failure, world::World},
     desired::Fault,
 };
 
@@ -26,14 +24,17 @@ pub(super) enum Change {
 }
 
 /// What it means that a tenant is to run at this tier.
-pub(super) fn change(tenant: &Tenant, world: &World, tier: Tier) -> Change {
-    let Some(place) = place::known(tenant, world).filter(|place| place.tier != tier) else { return Change::None };
+pub(super) async fn change(tenant: &Tenant, world: &World, tier: Tier) -> Result<Change, Failure> {
+    let Some(place) = place::known(tenant, world).filter(|place| place.tier != tier) else { return Ok(Change::None) };
     // A server that doesn't answer can't say that there is nothing.
-    let connected = world.databases.get(&place.server);
-    match connected.is_some_and(|connected| connected.record(&place.database, &place.id).is_none()) {
+    let is_empty = match world.databases.get(&place.server) {
+        Some(connected) => connected.ask_record(&place.database, &place.id).await?.is_none(),
+        None => false,
+    };
+    Ok(match is_empty {
         true => Change::Anew(place),
         false => Change::Refused(Fault::new("TierChange", "spec.tier", message(place.tier, tier))),
-    }
+    })
 }
 
 fn message(had: Tier, wanted: Tier) -> String {
@@ -58,19 +59,16 @@ pub(super) fn of_another_tier(place: &Place) -> Failure {
 
 /// Takes back what was made at a place that no data ever came to: objects, and a database of
 /// the tenant's own. The status says so before anything new is chosen. A namespace stays for
-/// a tier that has the same.
+/// a tier that has the same, and for what others have in it.
 pub(super) async fn give_up(tenant: &Tenant, world: &Arc<World>, place: &Place, to: Tier) -> Result<(), Failure> {
+    if to == Tier::Pooled {
+        leave_namespace(tenant, world, &place.namespace, true).await?;
+    }
     if place.tier == Tier::Dedicated
         && let Some(connected) = world.databases.get(&place.server)
     {
         connected.server.drop_database(&place.database, &world.facts.cluster_id).await?;
         connected.forget_database(&place.database);
-    }
-    if to == Tier::Pooled {
-        for key in world.cluster.children().of_owner(&Owner::Tenant(tenant.name_any())) {
-            world.cluster.delete(&key).await?;
-        }
-        namespaces::unwatch(world, &place.namespace);
     }
     let mut report = Report::new(tenant, world);
     report.clear_place();
