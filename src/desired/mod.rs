@@ -7,6 +7,7 @@ pub mod availability;
 mod checks;
 mod clean;
 mod component;
+pub mod earlier;
 mod fault;
 mod faults;
 mod fit;

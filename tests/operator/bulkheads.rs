@@ -36,7 +36,7 @@ async fn all_ready(client: &Client, names: &[String]) {
 }
 
 /// A DatabaseServer that is another PostgreSQL than the ground's, and an Application on it.
-async fn elsewhere(ground: &Ground, name: &str, postgres: &Postgres) {
+pub async fn elsewhere(ground: &Ground, name: &str, postgres: &Postgres) {
     let client = &ground.client;
     let way = json!({"admin": {"host": postgres.host(), "port": postgres.port()}});
     ground.server(client, name, way).await;
