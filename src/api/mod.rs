@@ -68,13 +68,17 @@ pub const ANNOTATION_ROTATE: &str = "tenantry.io/rotate";
 pub const ANNOTATION_ROTATED: &str = "tenantry.io/rotated";
 /// Annotation on a Tenant: take the data that the Tenant with this UID left.
 pub const ANNOTATION_RESTORE_FROM: &str = "tenantry.io/restore-from";
-/// Annotation on a Tenant: start empty, although the Tenant with this UID left data.
+/// Annotation on a Tenant: start empty, although the Tenants with these UIDs, comma separated,
+/// left data.
 pub const ANNOTATION_ABANDON: &str = "tenantry.io/abandon";
 /// Annotation on a namespace that a deleted Tenant left: what of others it was kept for.
 pub const ANNOTATION_KEPT: &str = "tenantry.io/kept-for";
 /// Annotation on a DatabaseServer: take over the databases that the cluster with this id (UID
 /// of its namespace kube-system) left there. Acts when it differs from the last one honoured.
 pub const ANNOTATION_ADOPT_CLUSTER: &str = "tenantry.io/adopt-cluster";
+/// Annotation on a DatabaseServer: `"true"` lets new Tenants be placed before the server could be
+/// asked whether it has data of their names.
+pub const ANNOTATION_SKIP_LOOKUP: &str = "tenantry.io/skip-lookup";
 
 /// How isolated a tenant runs: pooled (shared containers, a schema in the pool's database),
 /// bridge (own containers in an own namespace, a schema in a shared database) or dedicated

@@ -8,14 +8,19 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::rt::TokioExecutor;
 use kube::{
     Client, Config,
-    client::{Body, ClientBuilder},
+    client::{Body, ClientBuilder, ConfigExt as _},
 };
 use tokio::time::{Instant, Sleep, sleep_until};
-use tower::{BoxError, Layer, Service};
+use tower::{BoxError, Layer, Service, ServiceBuilder};
 
-use super::guard::{Calls, Guard};
+use super::{
+    fence::fenced,
+    guard::{Calls, Guard},
+};
 use crate::term::Term;
 
 /// The longest that the API server may be silent on a watch before it counts as dead: longer
@@ -32,13 +37,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the configuration names files or certificates that can't be used.
-pub fn client(mut config: Config, answer: Duration, term: Option<Term>, calls: &Calls) -> kube::Result<Client> {
-    // The controllers retry by themselves, later and later; the client's own retries would
-    // hold a slot for minutes.
-    config.default_retry = false;
-    config.read_timeout = Some(WATCH_SILENCE);
+pub fn client(config: Config, answer: Duration, term: Option<Term>, calls: &Calls) -> kube::Result<Client> {
+    // An error means that another one was chosen before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // kube's own stack, but for two things: the controllers retry by themselves, later and later,
+    // where the client's retries would hold a slot for minutes; and bodies have a fence.
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector()?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(Some(WATCH_SILENCE));
+    connector.set_write_timeout(config.write_timeout);
+    let connections = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let fence = term.clone();
+    let stack = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_request(move |request| fenced(request, fence.as_ref()))
+        .map_err(BoxError::from)
+        .service(connections);
     // The guard is the inner one: what had to wait is looked at when it is sent.
-    let guarded = ClientBuilder::try_from(config)?.with_layer(&Guard::new(term, calls.clone()));
+    let guarded = ClientBuilder::new(stack, config.default_namespace).with_layer(&Guard::new(term, calls.clone()));
     Ok(guarded.with_layer(&Polite { answer }).build())
 }
 

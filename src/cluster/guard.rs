@@ -79,8 +79,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (verb, resource) = name(request.method(), request.uri().path(), request.uri().query());
-        let writes = !matches!(*request.method(), Method::GET | Method::HEAD);
-        let term = self.guard.term.clone().filter(|_| writes);
+        let term = self.guard.term.clone().filter(|_| writes(request.method()));
         if term.as_ref().is_some_and(|term| !term.is_current()) {
             return Box::pin(std::future::ready(Err(TermOver.into())));
         }
@@ -99,6 +98,11 @@ where
             answer
         })
     }
+}
+
+/// Whether a call of this method would change something.
+pub(super) fn writes(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// What a call does, and to which resource, as Kubernetes names both.

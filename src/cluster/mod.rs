@@ -5,6 +5,7 @@ mod children;
 mod client;
 mod drift;
 mod error;
+mod fence;
 mod guard;
 mod lease;
 mod status;

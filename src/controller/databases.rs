@@ -317,6 +317,19 @@ impl Connected {
         &self.turns[usize::try_from(hash % TURNS as u64).unwrap_or(0)]
     }
 
+    /// A tenant's record; where none is known, the server is asked. The answer to a creation may
+    /// have been lost, and what is there must not be left behind as if it were not.
+    pub(super) async fn ask_record(&self, database: &str, id: &TenantId) -> Result<Option<Arc<TenantRecord>>> {
+        if let Some(record) = self.record(database, id) {
+            return Ok(Some(record));
+        }
+        // No tenant was made in a database that is not known to be there.
+        if !self.lock().contains_key(database) {
+            return Ok(None);
+        }
+        self.refresh(database, id).await
+    }
+
     /// Takes in the record of a tenant that was made just now: nobody else reads it yet.
     pub(super) fn set_record(&self, database: &str, record: TenantRecord) -> Arc<TenantRecord> {
         let record = Arc::new(record);

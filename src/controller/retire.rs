@@ -1,7 +1,7 @@
 //! Takes away what a Tenant has in the cluster, its namespace as well; what others have there
 //! stays, and a namespace with it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     api::{ANNOTATION_KEPT, FIELD_MANAGER, LABEL_MANAGED_BY, MANAGED_BY},
     cluster::{Deleted, Key, Owner, is_ours},
-    desired::{Kind, naming},
+    desired::{Kind, naming, operator_binding},
 };
 
 /// The kinds whose foreign objects keep a namespace: what has data, what runs, and what people
@@ -50,6 +50,12 @@ const OF_THE_CLUSTER: [&str; 3] = ["kube-root-ca.crt", "openshift-service-ca.crt
 const LISTED: u32 = 100;
 const NAMED: usize = 5;
 
+/// The reason of a failure for want of rights.
+const RIGHTS_PENDING: &str = "RightsPending";
+
+/// How long a reconcile waits for the list of a namespace.
+const LISTED_WITHIN: Duration = Duration::from_secs(2);
+
 /// What became of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Retired {
@@ -77,7 +83,8 @@ pub(super) async fn remove(world: &World, keys: Vec<Key>) -> Result<(), Failure>
 }
 
 /// Removes a namespace of an owner's own, with all that is in it; or, where `keep` says so and
-/// others have something there, all that is ours and nothing else.
+/// others have something there, all that is ours and nothing else. One that an earlier owner of
+/// the name left for others, and that this one never used, stays in any case.
 pub(super) async fn retire(world: &Arc<World>, owner: &Owner, namespace: &str, keep: bool) -> Result<Retired, Failure> {
     let key = Key { kind: Kind::Namespace, namespace: None, name: namespace.to_owned() };
     let Some(live) = world.cluster.read(&key).await?.filter(is_ours) else {
@@ -85,18 +92,24 @@ pub(super) async fn retire(world: &Arc<World>, owner: &Owner, namespace: &str, k
         namespaces::unwatch(world, namespace);
         return Ok(Retired::Gone);
     };
-    let ours = |key: &Key| key.namespace.as_deref() == Some(namespace);
-    let children: Vec<Key> = world.cluster.children().of_owner(owner).into_iter().filter(ours).collect();
     let ending = live.pointer("/metadata/deletionTimestamp").is_some();
+    let kept = live.pointer("/metadata/annotations").and_then(|all| all.get(ANNOTATION_KEPT)).and_then(Value::as_str);
+    if let Some(kept) = kept.filter(|_| !ending && children(world, owner, namespace).is_empty()) {
+        return Ok(Retired::Kept(kept.to_owned()));
+    }
     if keep && !ending {
-        let kept =
-            live.pointer("/metadata/annotations").and_then(|all| all.get(ANNOTATION_KEPT)).and_then(Value::as_str);
-        if let Some(kept) = kept.filter(|_| children.is_empty()) {
-            return Ok(Retired::Kept(kept.to_owned()));
-        }
-        let found = foreign(world.cluster.client(), namespace).await?;
+        let found = match foreign(world.cluster.client(), namespace).await {
+            Err(failure) if failure.reason == RIGHTS_PENDING => {
+                // They may never have been given, or somebody took them away. They arrive a
+                // moment later.
+                give_rights(world, &live, namespace).await?;
+                return Err(failure);
+            }
+            other => other?,
+        };
         if !found.is_empty() {
-            return clear(world, namespace, children, &found).await;
+            await_listed(world, owner, namespace).await?;
+            return clear(world, namespace, children(world, owner, namespace), &found).await;
         }
     }
     match world.cluster.delete(&key).await? {
@@ -112,6 +125,36 @@ pub(super) async fn retire(world: &Arc<World>, owner: &Owner, namespace: &str, k
                 None => Failure::waiting("Ending", format!("namespace {namespace} is being deleted")),
             })
         }
+    }
+}
+
+/// What is ours in a namespace of an owner's.
+fn children(world: &World, owner: &Owner, namespace: &str) -> Vec<Key> {
+    let mut children = world.cluster.children().of_owner(owner);
+    children.retain(|key| key.namespace.as_deref() == Some(namespace));
+    children
+}
+
+/// Binds the operator to its rights in a namespace, by which it looks for what others have there
+/// and takes out what is its own.
+async fn give_rights(world: &World, live: &Value, namespace: &str) -> Result<(), Failure> {
+    let labels = live.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
+    // Those of whose it is; not those by which the namespace is held to Pod Security.
+    let of_owner = |label: &&String| naming::POD_LABELS.contains(&label.as_str());
+    let labels = labels.filter(|(label, _)| of_owner(label));
+    let labels = labels.filter_map(|(label, value)| Some((label.clone(), value.as_str()?.to_owned()))).collect();
+    world.cluster.apply(&operator_binding(namespace, &labels, &world.settings)).await?;
+    Ok(())
+}
+
+/// Waits until each Secret and ConfigMap of ours in a namespace is known: a watch may not have
+/// begun yet, or not have been possible without rights.
+async fn await_listed(world: &Arc<World>, owner: &Owner, namespace: &str) -> Result<(), Failure> {
+    namespaces::watch(world, namespace, owner);
+    world.shared.listed(namespace, LISTED_WITHIN).await;
+    match world.shared.is_listed(namespace) {
+        true => Ok(()),
+        false => Err(Failure::waiting("NamespaceNotListed", format!("namespace {namespace} is being listed"))),
     }
 }
 
@@ -180,7 +223,7 @@ fn remaining(namespace: &Value) -> Option<String> {
 
 fn refused(namespace: &str, error: &kube::Error) -> Failure {
     let (class, reason): (_, crate::api::Reason) = match error {
-        kube::Error::Api(status) if status.code == 403 => (Class::Waiting, "RightsPending"),
+        kube::Error::Api(status) if status.code == 403 => (Class::Waiting, RIGHTS_PENDING),
         _ => (Class::Transient, "ApiServerError"),
     };
     Failure { class, reason, message: format!("look for objects of others in namespace {namespace}: {error}") }

@@ -153,6 +153,12 @@ impl Scope<'_> {
     }
 }
 
+/// The operator's rights in a namespace of its own, for when nothing else there is wanted any
+/// more: to look at what others have there takes these rights.
+pub fn operator_binding(namespace: &str, labels: &BTreeMap<String, String>, settings: &Settings) -> Object {
+    Scope { namespace, labels }.operator_binding(settings)
+}
+
 fn service_account(name: &str, namespace: &str) -> Subject {
     Subject {
         api_group: None,

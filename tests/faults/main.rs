@@ -16,6 +16,7 @@ mod killed;
 mod proxy;
 mod snapshot;
 mod sql_proxy;
+mod unheard;
 #[allow(dead_code)]
 #[path = "../operator/verbs.rs"]
 mod verbs;

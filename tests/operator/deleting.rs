@@ -6,7 +6,10 @@ use tenantry::api::Tenant;
 
 use super::{
     ground::{apply, await_tenant, credentials, delete_tenant, dynamic, eventually, is, ready_tenant, shared, tenant},
-    verbs::{application, await_condition, delete, id, log_in, named, of, ours, patch, place, read, rows, superuser},
+    verbs::{
+        application, await_condition, delete, id, log_in, named, of, ours, patch, patch_status, place, read, rows,
+        superuser, without_nulls,
+    },
 };
 
 /// Puts a user into a tenant's own table, and counts it.
@@ -137,6 +140,109 @@ async fn a_tenant_of_the_same_name_gets_the_old_data_or_none_as_its_annotation_s
     let admin = superuser(ground, &place(&third).0).await;
     let kept = format!("SELECT email FROM d_{}.users ORDER BY 1", id(&second));
     assert_eq!(rows(&admin, &kept).await, ["one@phoenix.example", "two@phoenix.example"]);
+
+    // With two of them left, it says both, and takes a word about both.
+    delete_tenant(&client, "phoenix").await;
+    apply(&client, &tenant("phoenix", of("returning", json!({})))).await.expect("a Tenant");
+    let message = await_condition(&client, &object, "Stalled", "True", "tenantry.io/abandon=").await;
+    let (second, third) = (uid(&second), uid(&third));
+    let both = [format!("abandon={second},{third}"), format!("abandon={third},{second}")];
+    assert!(both.iter().any(|both| message.contains(both)), "{message}");
+    patch(&client, &object, &json!({"metadata": {"annotations": {"tenantry.io/abandon": third}}})).await;
+    let message = await_condition(&client, &object, "Stalled", "True", &format!("restore-from={second}")).await;
+    assert!(message.contains(&format!("abandon={third},{second}")), "{message}");
+    let decided = format!("{third}, {second}");
+    patch(&client, &object, &json!({"metadata": {"annotations": {"tenantry.io/abandon": decided}}})).await;
+    let fourth = await_tenant(&client, "phoenix", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+    assert_eq!(users(&client, &fourth).await, [""; 0]);
+}
+
+/// Annotation that keeps the operator from an object, or no longer.
+fn paused(value: &Value) -> Value {
+    json!({"metadata": {"annotations": {"tenantry.io/paused": value}}})
+}
+
+/// Takes a Tenant away without a word to the operator.
+async fn lose(client: &kube::Client, tenant: &Tenant) {
+    let object = ours("Tenant", name(tenant));
+    patch(client, &object, &paused(&"true".into())).await;
+    let tenants = Api::<Tenant>::all(client.clone());
+    tenants.delete(name(tenant), &DeleteParams::default()).await.expect("a deletion");
+    patch(client, &object, &json!({"metadata": {"finalizers": null}})).await;
+}
+
+/// Makes a Tenant anew, with another UID and the status that it had, as a backup tool does that
+/// restores statuses.
+async fn bring_back(client: &kube::Client, before: &Tenant) {
+    let object = ours("Tenant", name(before));
+    let mut again = tenant(name(before), serde_json::to_value(before).expect("JSON"));
+    again["metadata"] = paused(&"true".into())["metadata"].clone();
+    again["metadata"]["name"] = name(before).into();
+    let status = again["status"].take();
+    without_nulls(&mut again);
+    apply(client, &again).await.expect("a Tenant");
+    patch_status(client, &object, &status).await;
+    patch(client, &object, &paused(&Value::Null)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_comes_back_with_another_uid_gives_nobody_anothers_data() {
+    let (ground, client) = shared().await;
+    application(&client, "backup", json!({})).await;
+    let specs = [
+        ("kept-p", of("backup", json!({}))),
+        ("kept-b", super::bridge::bridge("backup", json!({}))),
+        ("left-p", of("backup", json!({"spec": {"deletionPolicy": "Delete"}}))),
+        ("left-d", super::dedicated::dedicated("backup", json!({}))),
+    ];
+    for (name, spec) in specs {
+        let before = ready_tenant(&client, name, spec).await;
+        add_user(&client, &before, "one@backup.example").await;
+        let old = credentials(&client, &before).await;
+        let record = format!("SELECT state || ' ' || uid FROM tenantry.tenant WHERE id = '{}'", id(&before));
+        let admin = superuser(ground, &place(&before).0).await;
+        let object = ours("Tenant", name);
+        let is_asked = async || {
+            bring_back(&client, &before).await;
+            let message = await_condition(&client, &object, "Stalled", "True", uid(&before)).await;
+            assert!(message.contains("tenantry.io/restore-from"), "{message}");
+            // What only the backup's status says goes a moment after what is true is said.
+            await_tenant(&client, name, "nowhere", |tenant| {
+                let status = tenant.status.as_ref();
+                status.is_some_and(|status| {
+                    status.conflict.is_some() && (&status.database, &status.pool) == (&None, &None)
+                })
+            })
+            .await;
+            assert_eq!(rows(&admin, &record).await, [format!("Live {}", uid(&before))], "nothing was changed");
+            log_in(&old).await.expect("who works with the data works on");
+        };
+        lose(&client, &before).await;
+        is_asked().await;
+        // One that goes before anybody decided takes nobody's data with it.
+        delete_tenant(&client, name).await;
+        assert_eq!(rows(&admin, &record).await, [format!("Live {}", uid(&before))]);
+        is_asked().await;
+        let (annotation, state) = match name.starts_with("kept") {
+            true => ("tenantry.io/restore-from", "Live"),
+            false => ("tenantry.io/abandon", "Retained"),
+        };
+        patch(&client, &object, &json!({"metadata": {"annotations": {annotation: uid(&before)}}})).await;
+        let after = await_tenant(&client, name, "Ready", |tenant| is(tenant, "Ready", "True")).await;
+        let state = [format!("{state} {}", uid(if state == "Live" { &after } else { &before }))];
+        assert_eq!(rows(&admin, &record).await, state);
+        if annotation == "tenantry.io/restore-from" {
+            assert_eq!((id(&after), place(&after)), (id(&before), place(&before)));
+            assert_eq!(users(&client, &after).await, ["one@backup.example"]);
+            continue;
+        }
+        assert_ne!(id(&after), id(&before));
+        assert_eq!(users(&client, &after).await, [""; 0], "it starts empty");
+        assert!(log_in(&old).await.is_err(), "what was abandoned is locked");
+        assert_eq!(place(&after).0 == place(&before).0, name == "left-p", "a dedicated database is one Tenant's");
+        let email = format!("SELECT email FROM d_{}.users", id(&before));
+        assert_eq!(rows(&admin, &email).await, ["one@backup.example"], "and kept");
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// What was said of an object, as "type reason".
-async fn said(client: &Client, tenant: &Tenant) -> Vec<String> {
+pub async fn said(client: &Client, tenant: &Tenant) -> Vec<String> {
     let events = Api::<Event>::namespaced(client.clone(), "default");
     let all = events.list(&ListParams::default()).await.expect("Events").items;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();

@@ -12,8 +12,9 @@ use tenantry::api::Tenant;
 use super::{
     bridge::bridge,
     dedicated::dedicated,
-    ground::{apply, create, credentials, delete_tenant, eventually, merge, ready_tenant, shared, tenant},
-    steps::{healed, stalled},
+    events::said,
+    ground::{apply, await_pool, create, credentials, delete_tenant, eventually, merge, ready_tenant, shared, tenant},
+    steps::{healed, plan, stalled},
     verbs::{application, await_condition, delete, id, log_in, named, of, ours, patch, place, read, rows, superuser},
 };
 
@@ -136,55 +137,143 @@ async fn delete_leaves_neither_schema_nor_database_and_neighbours_work_on() {
     assert_eq!(users(&client, &neighbour).await, ["one@ender.example"]);
 }
 
+/// The UIDs of objects that others made.
+async fn uids(client: &Client, objects: &[&Value]) -> Vec<Value> {
+    let mut uids = Vec::new();
+    for object in objects {
+        let found = read(client, object).await.unwrap_or_else(|| panic!("{object} is gone"));
+        assert_eq!(found["metadata"]["deletionTimestamp"], Value::Null, "{object} is being deleted");
+        uids.push(found["metadata"]["uid"].clone());
+    }
+    uids
+}
+
+/// Waits until nothing but what others made is in a namespace.
+async fn cleared(client: &Client, namespace: &str, others: &[&str]) {
+    let mut left = Vec::new();
+    // The pods end a moment after their Deployments.
+    let cleared = eventually(async || {
+        left = of_people(objects(client, Some(namespace), "").await);
+        (left == others).then_some(())
+    })
+    .await;
+    assert!(cleared.is_some(), "more than that is left: {left:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_and_what_others_made_survive_retain_and_nothing_of_ours_stays_beside_them() {
     let (_, client) = shared().await;
     application(&client, "keeping", json!({})).await;
-    let first = ready_tenant(&client, "hoarder", bridge("keeping", json!({}))).await;
-    add_user(&client, &first, "one@hoarder.example").await;
-    let namespace = place(&first).1;
-    let claim = claim(&namespace, "archive");
+    for (name, spec) in [("hoarder", bridge("keeping", json!({}))), ("hoarder-d", dedicated("keeping", json!({})))] {
+        let first = ready_tenant(&client, name, spec.clone()).await;
+        add_user(&client, &first, "one@hoarder.example").await;
+        let namespace = place(&first).1;
+        let claim = claim(&namespace, "archive");
+        create(&client, &claim).await;
+        let mut notes = named("v1", "ConfigMap", Some(&namespace), "notes");
+        notes["data"] = json!({"a": "b"});
+        create(&client, &notes).await;
+        let before = uids(&client, &[&claim, &notes]).await;
+        let kept = async || {
+            let kept = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("the namespace stays");
+            let why = &kept["metadata"]["annotations"]["tenantry.io/kept-for"];
+            assert_eq!(*why, json!("PersistentVolumeClaim archive, ConfigMap notes"));
+            assert_eq!(uids(&client, &[&claim, &notes]).await, before, "what others made was not touched");
+            cleared(&client, &namespace, &["ConfigMap notes", "PersistentVolumeClaim archive"]).await;
+        };
+        delete_tenant(&client, name).await;
+        kept().await;
+        let event = "Warning NamespaceKept".to_owned();
+        let told = eventually(async || said(&client, &first).await.contains(&event).then_some(())).await;
+        assert!(told.is_some(), "{:?}", said(&client, &first).await);
+
+        // One that only waited for a word about the data takes nothing with it.
+        let uid = first.uid().expect("a UID");
+        let mut waits = spec.clone();
+        merge(&mut waits, json!({"spec": {"deletionPolicy": "Delete"}}));
+        apply(&client, &tenant(name, waits)).await.expect("a Tenant");
+        stalled(&client, name, "DataOfAnotherTenant", &[&uid]).await;
+        delete_tenant(&client, name).await;
+        kept().await;
+        // Nor does one that started empty in a pool.
+        let mut empty = tenant(name, of("keeping", json!({"spec": {"tier": "pooled", "deletionPolicy": "Delete"}})));
+        empty["metadata"]["annotations"] = json!({"tenantry.io/abandon": uid});
+        apply(&client, &empty).await.expect("a Tenant");
+        assert!(place(&healed(&client, name).await).1.starts_with("pool-keeping-"));
+        delete_tenant(&client, name).await;
+        kept().await;
+
+        // It comes back to the same namespace.
+        apply(&client, &tenant(name, spec)).await.expect("a Tenant");
+        stalled(&client, name, "DataOfAnotherTenant", &[]).await;
+        let asked = json!({"metadata": {"annotations": {"tenantry.io/restore-from": uid}}});
+        patch(&client, &ours("Tenant", name), &asked).await;
+        let second = healed(&client, name).await;
+        assert_eq!(users(&client, &second).await, ["one@hoarder.example"]);
+        assert_eq!(uids(&client, &[&claim, &notes]).await, before);
+        let used = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("a namespace");
+        assert_eq!(used["metadata"]["annotations"]["tenantry.io/kept-for"], Value::Null, "it is in use again");
+
+        // Without them, it goes.
+        delete(&client, &claim).await;
+        delete(&client, &notes).await;
+        delete_tenant(&client, name).await;
+        await_no_namespace(&client, &namespace).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_that_somebody_took_away_keep_no_tenant_from_going() {
+    let (_, client) = shared().await;
+    application(&client, "stripped", json!({})).await;
+    let first = ready_tenant(&client, "stripped", bridge("stripped", json!({}))).await;
+    let (namespace, object) = (place(&first).1, ours("Tenant", "stripped"));
+    create(&client, &claim(&namespace, "archive")).await;
+    // A paused Tenant's rights don't come back at once.
+    patch(&client, &object, &json!({"metadata": {"annotations": {"tenantry.io/paused": "true"}}})).await;
+    delete(&client, &named("rbac.authorization.k8s.io/v1", "RoleBinding", Some(&namespace), "tenantry-namespace"))
+        .await;
+    Api::<Tenant>::all(client.clone()).delete("stripped", &DeleteParams::default()).await.expect("a deletion");
+    patch(&client, &object, &json!({"metadata": {"annotations": {"tenantry.io/paused": null}}})).await;
+    await_gone(&client, &object).await;
+    cleared(&client, &namespace, &["PersistentVolumeClaim archive"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_tier_leaves_what_others_have_in_the_namespace() {
+    let (ground, client) = shared().await;
+    application(&client, "rooted", json!({})).await;
+    plan(&client, "rooted", json!({"allowedTiers": ["pooled", "bridge"]})).await;
+    // A database of somebody else's has the name: there are namespaces, and never any data.
+    let admin = superuser(ground, "postgres").await;
+    admin.batch_execute("CREATE DATABASE bridge_rooted_1").await.expect("a database");
+    for name in ["rooted-a", "rooted-b"] {
+        let spec = bridge("rooted", json!({"spec": {"plan": "rooted", "deletionPolicy": "Delete"}}));
+        apply(&client, &tenant(name, spec)).await.expect("a Tenant");
+        await_condition(&client, &ours("Tenant", name), "NamespaceReady", "True", "").await;
+        await_condition(&client, &ours("Tenant", name), "DatabaseReady", "False", "bridge_rooted_1").await;
+    }
+    let claim = claim("tenant-rooted-a", "archive");
     create(&client, &claim).await;
-    let mut notes = named("v1", "ConfigMap", Some(&namespace), "notes");
-    notes["data"] = json!({"a": "b"});
-    create(&client, &notes).await;
-    let before = [read(&client, &claim).await, read(&client, &notes).await];
-
-    delete_tenant(&client, "hoarder").await;
-    let kept = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("the namespace stays");
-    let why = &kept["metadata"]["annotations"]["tenantry.io/kept-for"];
-    assert_eq!(*why, json!("PersistentVolumeClaim archive, ConfigMap notes"));
-    let uid = |object: &Option<Value>| object.as_ref().map(|object| object["metadata"]["uid"].clone());
-    let after = [read(&client, &claim).await, read(&client, &notes).await];
-    assert_eq!(after.each_ref().map(uid), before.each_ref().map(uid), "what others made was not touched");
-    // The pods end a moment after their Deployments.
-    let mut left = Vec::new();
-    let cleared = eventually(async || {
-        left = of_people(objects(&client, Some(&namespace), "").await);
-        (left == ["ConfigMap notes", "PersistentVolumeClaim archive"]).then_some(())
-    })
-    .await;
-    assert!(cleared.is_some(), "more than that is left: {left:#?}");
-
-    // It comes back to the same namespace.
-    apply(&client, &tenant("hoarder", bridge("keeping", json!({})))).await.expect("a Tenant");
-    stalled(&client, "hoarder", "DataOfAnotherTenant", &[]).await;
-    let asked = json!({"metadata": {"annotations": {"tenantry.io/restore-from": first.uid()}}});
-    patch(&client, &ours("Tenant", "hoarder"), &asked).await;
-    let second = healed(&client, "hoarder").await;
-    assert_eq!(users(&client, &second).await, ["one@hoarder.example"]);
-    assert_eq!(
-        [read(&client, &claim).await, read(&client, &notes).await].each_ref().map(uid),
-        before.each_ref().map(uid)
-    );
-    let used = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("a namespace");
-    assert_eq!(used["metadata"]["annotations"]["tenantry.io/kept-for"], Value::Null, "it is in use again");
-
-    // Without them, it goes.
-    delete(&client, &claim).await;
-    delete(&client, &notes).await;
-    delete_tenant(&client, "hoarder").await;
-    await_no_namespace(&client, &namespace).await;
+    let before = uids(&client, &[&claim]).await;
+    let mut map = named("v1", "ConfigMap", Some("tenant-rooted-b"), "somebodys");
+    map["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "tenantry"});
+    create(&client, &map).await;
+    hold(&client, &map).await;
+    for name in ["rooted-a", "rooted-b"] {
+        patch(&client, &ours("Tenant", name), &json!({"spec": {"tier": "pooled"}})).await;
+    }
+    // What is in the way is said.
+    await_condition(&client, &ours("Tenant", "rooted-b"), "Stalled", "True", HOLD).await;
+    let_go(&client, &map).await;
+    for name in ["rooted-a", "rooted-b"] {
+        assert_eq!(place(&healed(&client, name).await).1, "pool-rooted-1");
+    }
+    await_no_namespace(&client, "tenant-rooted-b").await;
+    cleared(&client, "tenant-rooted-a", &["PersistentVolumeClaim archive"]).await;
+    delete_tenant(&client, "rooted-a").await;
+    assert_eq!(uids(&client, &[&claim]).await, before);
+    admin.batch_execute("DROP DATABASE bridge_rooted_1 WITH (FORCE)").await.expect("no database");
 }
 
 const HOLD: &str = "example.com/hold";
@@ -277,16 +366,11 @@ async fn a_pools_namespace_stays_where_others_have_something_in_it() {
     let namespace = place(&lodger).1;
     create(&client, &claim(&namespace, "luggage")).await;
     delete_tenant(&client, "lodger").await;
+    await_pool(&client, "lodging-1", "empty", |pool| pool.status.as_ref().is_some_and(|it| it.tenants == 0)).await;
     delete(&client, &ours("Pool", "lodging-1")).await;
     let pool = eventually(async || read(&client, &ours("Pool", "lodging-1")).await.is_none().then_some(())).await;
     assert!(pool.is_some(), "the Pool does not go: {:#?}", read(&client, &ours("Pool", "lodging-1")).await);
     let kept = read(&client, &named("v1", "Namespace", None, &namespace)).await.expect("the namespace stays");
     assert_eq!(kept["metadata"]["annotations"]["tenantry.io/kept-for"], json!("PersistentVolumeClaim luggage"));
-    let mut left = Vec::new();
-    let cleared = eventually(async || {
-        left = of_people(objects(&client, Some(&namespace), "").await);
-        (left == ["PersistentVolumeClaim luggage"]).then_some(())
-    })
-    .await;
-    assert!(cleared.is_some(), "more than that is left: {left:#?}");
+    cleared(&client, &namespace, &["PersistentVolumeClaim luggage"]).await;
 }

@@ -129,6 +129,9 @@ async fn a_tier_can_be_changed_as_long_as_there_is_no_data() {
     apply(&client, &tenant("nowhere", at("bridge"))).await.expect("a Tenant");
     await_tenant(&client, "nowhere", "waiting", |tenant| is(tenant, "Placed", "False")).await;
     patch(&client, &ours("Tenant", "nowhere"), &json!({"spec": {"tier": "pooled"}})).await;
+    // That server may have had it at another tier: nobody can say as long as it was never reached.
+    await_condition(&client, &ours("Tenant", "nowhere"), "Placed", "False", "not-there was not reached yet").await;
+    application(&client, "undecided", json!({})).await;
     let ready = healed(&client, "nowhere").await;
     assert_eq!(place(&ready), ("pool_undecided_1".to_owned(), "pool-undecided-1".to_owned()));
 

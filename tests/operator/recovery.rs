@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use devcluster::Options;
+use devcluster::{Options, Postgres, PostgresOptions};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -13,12 +13,13 @@ use serde_json::{Value, json};
 use tenantry::api::{DatabaseServer, Pool, Tenant};
 
 use super::{
+    bulkheads::elsewhere,
     cli::{Ran, tenantry},
     ground::{
         Ground, Operator, apply, await_tenant, credentials, documents, eventually, is, ready_tenant, root, tenant,
     },
     steps::{healed, stalled},
-    verbs::{await_condition, id, log_in, ours, patch, place, read, rows, superuser},
+    verbs::{application, await_condition, id, log_in, of, ours, patch, place, read, rows, superuser},
 };
 
 /// The tenants of these tests: of each tier, and with a policy of which nothing is left where
@@ -342,4 +343,50 @@ async fn a_record_of_another_cluster_is_never_touched_until_it_is_taken_over_as_
     await_condition(&client, &ours("DatabaseServer", "main"), "Ready", "True", "").await;
     let again = adopt(&ground, &["--from-cluster", gone]);
     assert_eq!((again.code, names(&again, "Unchanged")), (0, vec!["main".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_starts_empty_while_a_server_that_may_have_the_data_was_not_reached() {
+    let ground = Ground::start(Options::default()).await;
+    let client = &ground.client;
+    let postgres = Postgres::start(PostgresOptions::default()).expect("a second server");
+    let operator = ground.operator(&["--health-interval", "1s"]);
+    ground.examples().await;
+    elsewhere(&ground, "attic", &postgres).await;
+    // Nobody listens there, and nobody was ever placed there: it keeps nobody waiting.
+    ground.server(client, "unborn", json!({"admin": {"host": "127.0.0.1", "port": 1}})).await;
+    let before = ready_tenant(client, "acme", of("attic", json!({}))).await;
+    await_condition(client, &ours("DatabaseServer", "attic"), "Ready", "True", "").await;
+    let counted = eventually(async || {
+        let attic = Api::<DatabaseServer>::all(client.clone()).get("attic").await.expect("a server");
+        (attic.status?.databases == 1).then_some(())
+    })
+    .await;
+    assert!(counted.is_some(), "its databases are not counted");
+    // New tenants go elsewhere, and what is there stays.
+    application(client, "attic", json!({"database": {"pooled": {"servers": ["main"]}}})).await;
+
+    operator.kill();
+    lose::<Tenant>(client).await;
+    lose::<Pool>(client).await;
+    postgres.stop();
+    let _operator = ground.operator(&["--health-interval", "1s"]);
+    apply(client, &tenant("acme", of("attic", json!({})))).await.expect("a Tenant");
+    await_condition(client, &ours("Tenant", "acme"), "Placed", "False", "DatabaseServer attic was not reached").await;
+    // Whoever knows that a name is new says so for the server, until it is back.
+    apply(client, &tenant("fresh", json!({}))).await.expect("a Tenant");
+    await_condition(client, &ours("Tenant", "fresh"), "Placed", "False", "DatabaseServer attic was not reached").await;
+    patch(client, &ours("Tenant", "acme"), &json!({"metadata": {"annotations": {"tenantry.io/paused": "true"}}})).await;
+    let skip = |value: Value| json!({"metadata": {"annotations": {"tenantry.io/skip-lookup": value}}});
+    patch(client, &ours("DatabaseServer", "attic"), &skip("true".into())).await;
+    healed(client, "fresh").await;
+    patch(client, &ours("DatabaseServer", "attic"), &skip(Value::Null)).await;
+    patch(client, &ours("Tenant", "acme"), &json!({"metadata": {"annotations": {"tenantry.io/paused": null}}})).await;
+
+    postgres.start_again().expect("the server starts again");
+    stalled(client, "acme", "DataOfAnotherTenant", &[&before.uid().expect("a UID")]).await;
+    // One that was reached once and is away now keeps nobody waiting.
+    postgres.stop();
+    await_condition(client, &ours("DatabaseServer", "attic"), "Reachable", "False", "").await;
+    ready_tenant(client, "later", json!({})).await;
 }

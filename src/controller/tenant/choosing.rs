@@ -18,7 +18,7 @@ use crate::{
     },
     database::{Purpose, TenantId, TenantRecord, TenantState},
     desired::{
-        Catalog as _,
+        Catalog as _, naming,
         placement::{
             Choice, DatabaseChoice, DatabaseView, PoolView, ServerView, choose, choose_bridge, choose_dedicated,
         },
@@ -66,8 +66,13 @@ fn in_database(case: &Case<'_>, uid: &str, tier: Tier, placements: &mut Placemen
     let place = |server: &str, database: &str| Place::own(tier, case.name, server, database, id.clone());
     // Chosen before, and then the status could not be written.
     match (placements.cell_of(uid), tier) {
-        (Some(Cell::Bridge { server, database, .. }), Tier::Bridge)
-        | (Some(Cell::Dedicated { server, database }), Tier::Dedicated) => return Ok(place(server, database)),
+        (Some(Cell::Bridge { server, database, .. }), Tier::Bridge) => return Ok(place(server, database)),
+        // What was chosen may have been chosen for an earlier Tenant, whose database is its own.
+        (Some(Cell::Dedicated { server, database }), Tier::Dedicated)
+            if *database == naming::dedicated_database(id.as_str()) =>
+        {
+            return Ok(place(server, database));
+        }
         _ => {}
     }
     let servers = server_views(case, &pool_views(case.world, placements), placements);

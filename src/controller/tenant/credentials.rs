@@ -59,8 +59,8 @@ pub(super) async fn publish(
     provisioned.rotated = report.rotated().map(str::to_owned);
     let mut wait = None;
     let mut resumed = false;
-    // With the first credentials nothing is replaced.
-    let first = provisioned.issued.is_some();
+    // With the first credentials, also of data that was taken back, nothing is replaced.
+    let first = provisioned.issued.is_some() || provisioned.record.logins.is_empty();
     let fresh = match provisioned.issued.take() {
         Some(issued) => Some(issued),
         None => match published_login(case, place, provisioned).await.map_err(credentials_failure)? {

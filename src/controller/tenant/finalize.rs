@@ -90,25 +90,47 @@ async fn take_out(tenant: &Tenant, world: &Arc<World>, place: Option<Place>) -> 
         take_out_data(tenant, world, place, &connected, policy).await?;
         world.migrations.forget(&place.id);
     }
-    let owner = Owner::Tenant(tenant.name_any());
-    match place.filter(|place| place.tier != Tier::Pooled) {
-        Some(place) => {
-            let keep = policy == DeletionPolicy::Retain;
-            if let Retired::Kept(why) = retire(world, &owner, &place.namespace, keep).await? {
-                let text = format!("namespace {} stays, since others have objects in it: {why}", place.namespace);
-                world.events.say(tenant, Note::warning("NamespaceKept", "RemoveNamespace", text));
-            }
-            Ok(())
-        }
-        None => remove(world, objects(tenant, world, &owner)).await,
+    let (name, keep) = (tenant.name_any(), policy == DeletionPolicy::Retain);
+    let namespace = naming::tenant_namespace(&name);
+    if place.is_some_and(|place| place.tier != Tier::Pooled) {
+        return leave_namespace(tenant, world, &namespace, keep).await;
+    }
+    let owner = Owner::Tenant(name);
+    remove(world, objects(tenant, world, &owner, &namespace)).await?;
+    // One that an earlier Tenant of this name left: what others have in it was never this one's
+    // to delete, whatever its policy.
+    match world.cluster.children().of_owner(&owner).contains(&namespace_key(&namespace)) {
+        true => leave_namespace(tenant, world, &namespace, true).await,
+        false => Ok(()),
     }
 }
 
-/// The objects of a tenant of tier pooled. Named as well as known: what a watch has not told yet
-/// must not stay behind.
-fn objects(tenant: &Tenant, world: &World, owner: &Owner) -> Vec<Key> {
+fn namespace_key(namespace: &str) -> Key {
+    Key { kind: Kind::Namespace, namespace: None, name: namespace.to_owned() }
+}
+
+/// Removes a namespace that is the tenant's own, or all that is ours in it where `keep` says so
+/// and others have something there: then an Event names that.
+pub(super) async fn leave_namespace(
+    tenant: &Tenant,
+    world: &Arc<World>,
+    namespace: &str,
+    keep: bool,
+) -> Result<(), Failure> {
+    if let Retired::Kept(why) = retire(world, &Owner::Tenant(tenant.name_any()), namespace, keep).await? {
+        let text = format!("namespace {namespace} stays, since others have objects in it: {why}");
+        world.events.say(tenant, Note::warning("NamespaceKept", "RemoveNamespace", text));
+    }
+    Ok(())
+}
+
+/// The objects of a tenant without a namespace of its own. Named as well as known: what a watch
+/// has not told yet must not stay behind. A namespace of its name is none of them, nor what is
+/// in it: that is an earlier Tenant's, and others may have data there.
+fn objects(tenant: &Tenant, world: &World, owner: &Owner, of_earlier: &str) -> Vec<Key> {
     let name = tenant.name_any();
     let mut keys = world.cluster.children().of_owner(owner);
+    keys.retain(|key| key.kind != Kind::Namespace && key.namespace.as_deref() != Some(of_earlier));
     if let Some(place) = place::known(tenant, world) {
         let named = |kind, name: String| Key { kind, namespace: Some(place.namespace.clone()), name };
         keys.push(named(Kind::Secret, naming::credentials_secret(&name)));
@@ -172,7 +194,7 @@ async fn take_out_data(
     policy: DeletionPolicy,
 ) -> Result<(), Failure> {
     let (database, id) = (&place.database, &place.id);
-    if let Some(record) = connected.record(database, id) {
+    if let Some(record) = connected.ask_record(database, id).await? {
         // The record may be somebody else's by now: data that was restored to another Tenant.
         if tenant.metadata.uid.as_deref() != Some(record.uid.as_str()) {
             return Ok(());

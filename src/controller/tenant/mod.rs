@@ -98,10 +98,17 @@ async fn look_at(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     if !faults.is_empty() {
         return faulty::reconcile(tenant, world, faults).await;
     }
-    match tiers::change(tenant, world, application, effective.tier) {
-        Change::None => {}
-        Change::Anew(place) => tiers::give_up(tenant, world, &place, effective.tier).await?,
-        Change::Refused(fault) => return faulty::reconcile(tenant, world, vec![fault]).await,
+    let settled = match tiers::change(tenant, world, application, effective.tier).await {
+        Ok(Change::None) => Ok(()),
+        Ok(Change::Anew(place)) => tiers::give_up(tenant, world, &place, effective.tier).await,
+        Ok(Change::Refused(fault)) => return faulty::reconcile(tenant, world, vec![fault]).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = settled {
+        let mut report = Report::new(tenant, world);
+        report.verdicts = Concerns::not_ready(&failure);
+        report.write().await?;
+        return Err(failure);
     }
     add_finalizer(world.cluster.client(), tenant).await?;
     let hosts = world.shared.hosts().granted(&name);

@@ -76,10 +76,23 @@ impl Place {
     }
 }
 
-/// Where a tenant was placed, by its status or by this process.
+/// Where a tenant was placed, by its status or by this process. A status that a backup brought
+/// back with a new Tenant says where an earlier one was, which is no place of this one's.
 pub(in crate::controller) fn known(tenant: &Tenant, world: &World) -> Option<Place> {
     let status = world.statuses.tenants.current(tenant, tenant.status.as_ref())?;
-    by_status(tenant, &status, world)
+    by_status(tenant, &status, world).filter(|place| !is_of_another(place, tenant, world))
+}
+
+/// Whether a place is another Tenant's, as far as its server could be asked: the record there
+/// says so, or there is none and the id is not this Tenant's own. (One that is being deleted
+/// may have dropped its record already.)
+pub(super) fn is_of_another(place: &Place, tenant: &Tenant, world: &World) -> bool {
+    let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
+    let Some(connected) = world.databases.get(&place.server) else { return false };
+    match connected.record(&place.database, &place.id) {
+        Some(record) => record.uid != uid,
+        None => tenant.metadata.deletion_timestamp.is_none() && place.id != TenantId::from_uid(uid),
+    }
 }
 
 fn by_status(tenant: &Tenant, status: &TenantStatus, world: &World) -> Option<Place> {
@@ -120,6 +133,8 @@ pub(super) async fn place(case: &Case<'_>, report: &mut Report<'_>) -> Result<Pl
     let place = match known(case.tenant, case.world) {
         Some(place) => place,
         None => {
+            // What it says of an earlier Tenant's place holds no longer.
+            report.leave_place();
             let uid = case.tenant.metadata.uid.clone().unwrap_or_default();
             let place = match recorded::recorded(case, &uid, report).await? {
                 Some(place) => {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Case, place::Place, pooled::check_pool};
+use super::{
+    Case,
+    place::{Place, is_of_another},
+    pooled::check_pool,
+};
 use crate::{
     api::Tier,
     controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
@@ -26,6 +30,11 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
     let connected = case.world.databases.get(&place.server).ok_or_else(|| {
         Failure::waiting("DatabaseUnavailable", format!("DatabaseServer {} is not connected", place.server))
     })?;
+    // Its server may have been connected only after the place was looked up.
+    if is_of_another(place, case.tenant, case.world) {
+        let message = format!("database {} has data of an earlier Tenant at this place", place.database);
+        return Err(Failure::waiting("DataOfAnotherTenant", message));
+    }
     let record = connected.record(&place.database, &place.id);
     match &place.pool {
         Some(name) => check_pool(case.world.pool(name).as_deref(), name, record.is_some())?,

@@ -8,9 +8,10 @@ use kube::ResourceExt as _;
 
 use super::{Case, place::Place, status::Report, tiers::of_another_tier};
 use crate::{
-    api::{ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, ConflictState, TenantConflict},
+    api::{ANNOTATION_ABANDON, ANNOTATION_RESTORE_FROM, ConflictState, Pool, TenantConflict},
     controller::{conditions::now, databases::Connected, events::Note, failure::Failure},
     database::{Purpose, TenantId, TenantRecord, TenantState},
+    desired::earlier::{Left, abandon_annotation, is_abandoned, may_have_data, undecided_message},
 };
 
 /// A record of this Tenant's name.
@@ -36,16 +37,8 @@ impl Found {
 /// lost, or of an earlier one of the same name, whose data an annotation gives to this one.
 /// What nobody has decided about stands in the status as a conflict.
 pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>) -> Result<Option<Place>, Failure> {
-    for name in &case.effective.servers {
-        if case.world.databases.get(name).is_none() {
-            let message = format!(
-                "DatabaseServer {name} is not connected, so it can't be asked whether it still has data of a tenant of this name"
-            );
-            return Err(Failure::waiting("DatabaseUnavailable", message));
-        }
-    }
     let found = of_this_name(case);
-    let annotation = |name: &str| case.tenant.annotations().get(name);
+    let annotation = |name: &str| case.tenant.annotations().get(name).map(String::as_str);
     // Its own record comes first, whatever annotations from earlier times say.
     let own = found.iter().find(|found| found.record.uid == uid);
     if let Some(found) = own {
@@ -53,17 +46,18 @@ pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>
         report.keep_revision(&found.record.settings);
         return if place.tier == case.effective.tier { Ok(Some(place)) } else { Err(of_another_tier(&place)) };
     }
+    // Which may be on a server that was not reached yet.
+    all_answered(case)?;
     let given = annotation(ANNOTATION_RESTORE_FROM);
-    if let Some(found) = found.iter().find(|found| Some(&found.record.uid) == given) {
+    if let Some(found) = found.iter().find(|found| Some(found.record.uid.as_str()) == given) {
         return restore(case, found, uid, report).await.map(Some);
     }
     let abandoned = annotation(ANNOTATION_ABANDON);
+    if found.iter().any(|found| !is_abandoned(abandoned, &found.record.uid)) {
+        return Err(undecided(&found, abandoned, report));
+    }
     for found in &found {
-        if Some(&found.record.uid) == abandoned {
-            abandon(case, found).await?;
-        } else {
-            return Err(undecided(found, report));
-        }
+        abandon(case, found).await?;
     }
     match stranger(case, abandoned, report).await? {
         Some(failure) => Err(failure),
@@ -71,20 +65,46 @@ pub(super) async fn recorded(case: &Case<'_>, uid: &str, report: &mut Report<'_>
     }
 }
 
-/// The records of this name that have data, those first that most likely are meant: live
-/// ones, then those that were retained last. Every connected server is asked: the Application
-/// may have listed another one when the data was made.
-fn of_this_name(case: &Case<'_>) -> Vec<Found> {
+/// Fails while there is a server that may have data of a tenant of this name and whose records
+/// this process has never read. One that was read and is away now keeps nobody waiting: all that
+/// was written to it since is known.
+fn all_answered(case: &Case<'_>) -> Result<(), Failure> {
+    let pools = case.world.stores.pools.state();
+    let pools: Vec<&Pool> = pools.iter().map(|pool| &**pool).collect();
+    let mut servers = case.world.stores.servers.state();
+    servers.sort_by_key(|server| server.name_any());
+    for server in servers {
+        let name = server.name_any();
+        if case.world.databases.get(&name).is_none() && may_have_data(&server, case.name, case.application, &pools) {
+            let message = format!(
+                "DatabaseServer {name} was not reached yet, so it can't be asked whether it still has data of a tenant \
+                 of this name: see its conditions"
+            );
+            return Err(Failure::waiting("DatabaseUnavailable", message));
+        }
+    }
+    Ok(())
+}
+
+/// Every server that was connected, those first that would take this tenant: the Application may
+/// have listed another one when the data was made.
+fn servers(case: &Case<'_>) -> Vec<(String, Arc<Connected>)> {
     let mut servers = case.world.databases.all();
     let listed = |name: &String| case.effective.servers.iter().position(|server| server == name).unwrap_or(usize::MAX);
     servers.sort_by_cached_key(|(name, _)| (listed(name), name.clone()));
+    servers
+}
+
+/// The records of this name that have data, those first that most likely are meant: live
+/// ones, then those that were retained last.
+fn of_this_name(case: &Case<'_>) -> Vec<Found> {
     let has_data = |record: &TenantRecord| {
         record.name == case.name
             && record.cluster_id == case.world.facts.cluster_id
             && matches!(record.state, TenantState::Live | TenantState::Retained { .. })
     };
     let mut found: Vec<Found> = Vec::new();
-    for (server, connected) in servers {
+    for (server, connected) in servers(case) {
         for (database, record) in connected.find(has_data) {
             let Some(purpose) = connected.purpose(&database) else { continue };
             // Two DatabaseServers may lead to one PostgreSQL.
@@ -123,8 +143,10 @@ async fn restore(case: &Case<'_>, found: &Found, uid: &str, report: &mut Report<
         report.set_conflict(conflict(found));
         return Err(refused(format!(
             "what the Tenant with UID {old} left in database {database} is data of Application {}, and this Tenant is \
-             one of {}: give it to a Tenant of that Application, or start empty with {ANNOTATION_ABANDON}={old}",
-            found.record.application, case.effective.application
+             one of {}: give it to a Tenant of that Application, or start empty with {}",
+            found.record.application,
+            case.effective.application,
+            abandon_annotation(case.tenant.annotations().get(ANNOTATION_ABANDON).map(String::as_str), [old.as_str()])
         )));
     }
     // Before anything is changed: what is taken back stays where it is.
@@ -156,19 +178,17 @@ async fn abandon(case: &Case<'_>, found: &Found) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Nobody has said what becomes of the data.
-fn undecided(found: &Found, report: &mut Report<'_>) -> Failure {
-    let (old, database) = (&found.record.uid, &found.database);
-    report.set_conflict(conflict(found));
-    Failure::permanent(
-        "DataOfAnotherTenant",
-        format!(
-            "database {database} has data that a Tenant of this name with UID {old} left: take it with annotation \
-             {ANNOTATION_RESTORE_FROM}={old} (tenantry adopt {name} does that), or start empty with \
-             {ANNOTATION_ABANDON}={old}",
-            name = found.record.name
-        ),
-    )
+/// Nobody has said what becomes of some of the data.
+fn undecided(found: &[Found], abandoned: Option<&str>, report: &mut Report<'_>) -> Failure {
+    let open: Vec<_> = found.iter().filter(|found| !is_abandoned(abandoned, &found.record.uid)).collect();
+    if let Some(first) = open.first() {
+        report.set_conflict(conflict(first));
+    }
+    let left: Vec<_> = open
+        .iter()
+        .map(|found| Left { tenant: &found.record.name, uid: &found.record.uid, database: &found.database })
+        .collect();
+    Failure::permanent("DataOfAnotherTenant", undecided_message(&left, abandoned))
 }
 
 fn conflict(found: &Found) -> TenantConflict {
@@ -193,13 +213,12 @@ fn conflict(found: &Found) -> TenantConflict {
 /// their own.
 async fn stranger(
     case: &Case<'_>,
-    abandoned: Option<&String>,
+    abandoned: Option<&str>,
     report: &mut Report<'_>,
 ) -> Result<Option<Failure>, Failure> {
-    for name in &case.effective.servers {
-        let Some(connected) = case.world.databases.get(name) else { continue };
+    for (name, connected) in servers(case) {
         for known in connected.strangers(case.name, &case.effective.application) {
-            if Some(&known.uid) == abandoned {
+            if is_abandoned(abandoned, &known.uid) {
                 continue;
             }
             // Its own operator may have changed it since.
@@ -215,7 +234,8 @@ async fn stranger(
                 format!(
                     "database {database} has data of a Tenant of this name, UID {old}, that belongs to the cluster with \
                      id {cluster}: if this cluster takes the place of that one, end that one's operator for good and run \
-                     tenantry adopt --from-cluster {cluster}; else start empty with {ANNOTATION_ABANDON}={old}"
+                     tenantry adopt --from-cluster {cluster}; else start empty with {}",
+                    abandon_annotation(abandoned, [old.as_str()])
                 ),
             );
             report.set_conflict(TenantConflict {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 
 use super::{
+    finalize::leave_namespace,
     place::{self, Place},
     status::Report,
 };
 use crate::{
     api::{Application, Tenant, Tier},
-    cluster::Owner,
-    controller::{failure::Failure, namespaces, world::World},
+    controller::{failure::Failure, world::World},
     desired::{Fault, placement_fault},
 };
 
@@ -27,17 +27,24 @@ pub(super) enum Change {
 }
 
 /// What it means that a tenant of this Application is to run at this tier.
-pub(super) fn change(tenant: &Tenant, world: &World, application: &Application, tier: Tier) -> Change {
-    let Some(place) = place::known(tenant, world) else { return Change::None };
+pub(super) async fn change(
+    tenant: &Tenant,
+    world: &World,
+    application: &Application,
+    tier: Tier,
+) -> Result<Change, Failure> {
+    let Some(place) = place::known(tenant, world) else { return Ok(Change::None) };
     let fault = match place.tier == tier {
         true => shared_server(tenant, world, application, &place),
         false => Some(Fault::new("TierChange", "spec.tier", message(place.tier, tier))),
     };
-    match fault {
-        None => Change::None,
-        Some(fault) if place::may_have_data(&place, world) => Change::Refused(fault),
-        Some(_) => Change::Anew(place),
-    }
+    let Some(fault) = fault else { return Ok(Change::None) };
+    // A server that doesn't answer can't say that there is nothing.
+    let is_empty = match world.databases.get(&place.server) {
+        Some(connected) => connected.ask_record(&place.database, &place.id).await?.is_none(),
+        None => false,
+    };
+    Ok(if is_empty { Change::Anew(place) } else { Change::Refused(fault) })
 }
 
 /// Whether a place is on a server that is others' as well, where it is to be on one of its own.
@@ -67,18 +74,15 @@ pub(super) fn of_another_tier(place: &Place) -> Failure {
 
 /// Takes back what was made at a place that no data ever came to: objects, and a database of
 /// the tenant's own. The status says so before anything new is chosen. A namespace stays for
-/// a tier that has the same.
+/// a tier that has the same, and for what others have in it.
 pub(super) async fn give_up(tenant: &Tenant, world: &Arc<World>, place: &Place, to: Tier) -> Result<(), Failure> {
+    if to == Tier::Pooled {
+        leave_namespace(tenant, world, &place.namespace, true).await?;
+    }
     if place.tier == Tier::Dedicated
         && let Some(connected) = world.databases.get(&place.server)
     {
         connected.drop_if_empty(&place.database, &world.facts.cluster_id).await?;
-    }
-    if to == Tier::Pooled {
-        for key in world.cluster.children().of_owner(&Owner::Tenant(tenant.name_any())) {
-            world.cluster.delete(&key).await?;
-        }
-        namespaces::unwatch(world, &place.namespace);
     }
     let mut report = Report::new(tenant, world);
     report.clear_place();
