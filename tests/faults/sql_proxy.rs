@@ -153,17 +153,19 @@ impl Bar {
     }
 }
 
-/// Whether a statement of a text changes something.
-fn writes(text: &str) -> bool {
-    let begins = |statement: &str| WRITES.iter().any(|word| statement.trim_start().starts_with(word));
-    text.split(';').any(begins)
+/// The statements of a text that change something. Every transaction begins with a line that finds
+/// out whether its operator still leads, and in whose database it is.
+fn changes(text: &str) -> Vec<String> {
+    let lines = text.lines().filter(|line| !line.contains("PERFORM FROM tenantry.database WHERE cluster_id"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let statements = text.split(';').map(str::trim).filter(|it| WRITES.iter().any(|word| it.starts_with(word)));
+    statements.map(str::to_owned).collect()
 }
 
 /// A write in few words.
 fn describe(text: &str) -> String {
-    let statements =
-        text.split(';').map(str::trim).filter(|statement| WRITES.iter().any(|word| statement.starts_with(word)));
-    let heads = statements.map(|statement| statement.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
+    let changes = changes(text);
+    let heads = changes.iter().map(|change| change.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
     format!("SQL {}", heads.take(3).collect::<Vec<_>>().join(", "))
 }
 
@@ -181,7 +183,8 @@ async fn relay(client: TcpStream, server: TcpStream, gate: &Gate, superuser: &Co
             let message = Message::read(&mut from_client, false).await?;
             let text = message.statement().unwrap_or_default();
             // A tenant is known by the name of its database as well.
-            let event = match gate.judge(writes(&text), &format!("{database} {text}"), || describe(&text)) {
+            let event = match gate.judge(!changes(&text).is_empty(), &format!("{database} {text}"), || describe(&text))
+            {
                 Verdict::Pass => {
                     to_server.write_all(&message.bytes).await?;
                     continue;
