@@ -35,9 +35,9 @@ pub mod plan;
 pub mod store;
 mod watch;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::future::Future;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -158,17 +158,27 @@ pub fn check(dir: &Path) -> Result<Status, CheckError> {
         let path = path.to_owned();
         move |source| CheckError::Unreadable { path, source }
     };
-    let lock = dir.join(store::LOCK);
-    match File::open(&lock).map_err(unreadable(&lock))?.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(error)) => return Err(unreadable(&lock)(error)),
-        Ok(()) => return Err(CheckError::NotRunning(dir.to_owned())),
+    let is_held = |path: &Path, file: &File| match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(unreadable(path)(error)),
+        Ok(()) => Ok(false),
+    };
+    let (lock, path) = (dir.join(store::LOCK), dir.join(store::STATUS));
+    if !is_held(&lock, &File::open(&lock).map_err(unreadable(&lock))?)? {
+        return Err(CheckError::NotRunning(dir.to_owned()));
     }
-    let path = dir.join(store::STATUS);
-    let status: Status = match fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|error| unreadable(&path)(error.into()))?,
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CheckError::NotListed),
         Err(error) => return Err(unreadable(&path)(error)),
     };
+    // The agent that runs has the folder's lock; whether this is its word, or the last of one
+    // before it, tells the lock on the word itself.
+    if !is_held(&path, &file)? {
+        return Err(CheckError::NotListed);
+    }
+    let mut json = Vec::new();
+    file.read_to_end(&mut json).map_err(unreadable(&path))?;
+    let status: Status = serde_json::from_slice(&json).map_err(|error| unreadable(&path)(error.into()))?;
     if status.listed { Ok(status) } else { Err(CheckError::NotListed) }
 }

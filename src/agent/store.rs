@@ -78,6 +78,9 @@ pub struct Store {
     latest: BTreeMap<String, PathBuf>,
     linger: Duration,
     unfinished: u64,
+    /// The last status, and the one before it, which somebody may just have opened: locked, so that
+    /// they are known to be of an agent that runs.
+    told: [Option<File>; 2],
     /// Held until the process ends.
     _lock: File,
 }
@@ -106,6 +109,7 @@ impl Store {
             latest: BTreeMap::new(),
             linger,
             unfinished: 0,
+            told: [None, None],
             _lock: lock,
         };
         for (name, path, _) in entries(&dir.join(VERSIONS))? {
@@ -227,9 +231,13 @@ impl Store {
     /// Publishes `content` as the status file, in one step.
     pub fn publish_status(&mut self, content: &[u8]) -> Result<(), StoreError> {
         let (fresh, path) = (self.unfinished_path(), self.dir.join(STATUS));
-        write_file(&fresh, content)
-            .and_then(|()| fs::rename(&fresh, &path).at("replace", &path))
-            .inspect_err(|_| self.tidy(&fresh))
+        let file = write_file(&fresh, content)
+            .and_then(|file| file.try_lock().map_err(io::Error::from).at("lock", &fresh).map(|()| file))
+            .and_then(|file| fs::rename(&fresh, &path).at("replace", &path).map(|()| file))
+            .inspect_err(|_| self.tidy(&fresh))?;
+        self.told.swap(0, 1);
+        self.told[0] = Some(file);
+        Ok(())
     }
 
     fn link(&mut self, folder: &str, name: &str, target: &str) -> Result<(), StoreError> {
@@ -255,7 +263,7 @@ impl Store {
         match self.latest.get(key).filter(same).map(|other| fs::hard_link(other, &path)) {
             Some(Ok(())) => Ok(()),
             // Not every file system has hard links, or any number of them.
-            Some(Err(_)) | None => write_file(&path, content),
+            Some(Err(_)) | None => write_file(&path, content).map(drop),
         }
     }
 
@@ -326,10 +334,11 @@ fn make_folder(path: &Path) -> Result<(), StoreError> {
     fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE | inherited)).at("set the mode of", path)
 }
 
-fn write_file(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+fn write_file(path: &Path, content: &[u8]) -> Result<File, StoreError> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path).at("make", path)?;
     file.write_all(content).at("write", path)?;
-    file.set_permissions(Permissions::from_mode(FILE_MODE)).at("set the mode of", path)
+    file.set_permissions(Permissions::from_mode(FILE_MODE)).at("set the mode of", path)?;
+    Ok(file)
 }
 
 /// Whether the folder holds exactly these files.

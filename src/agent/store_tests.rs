@@ -1,4 +1,5 @@
 use super::*;
+use crate::agent::{CheckError, Status, check};
 
 fn files(password: &str) -> BTreeMap<String, Vec<u8>> {
     [("uri", format!("postgresql://u:{password}@db/")), ("password", password.to_owned())]
@@ -124,6 +125,23 @@ fn what_an_earlier_run_left_unfinished_goes_what_it_published_stays() {
     assert!(!dir.path().join(VERSIONS).join(".tmp-7").exists());
     assert!(!dir.path().join(STATUS).exists());
     assert_eq!(fs::read(dir.path().join("tenants/acme/password")).unwrap(), b"one");
+}
+
+#[test]
+fn a_probe_takes_no_earlier_runs_word_for_that_of_the_agent_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let listed = serde_json::to_vec(&Status { listed: true, ..Status::default() }).unwrap();
+    let mut store = open(dir.path());
+    assert!(matches!(check(dir.path()), Err(CheckError::NotListed)));
+    // As if it had not got to removing it: the lock is the new run's, the word is not.
+    fs::write(dir.path().join(STATUS), &listed).unwrap();
+    assert!(matches!(check(dir.path()), Err(CheckError::NotListed)));
+    for _ in 0..3 {
+        store.publish_status(&listed).unwrap();
+        assert!(check(dir.path()).unwrap().listed);
+    }
+    drop(store);
+    assert!(matches!(check(dir.path()), Err(CheckError::NotRunning(_))));
 }
 
 #[test]
