@@ -183,7 +183,8 @@ where
     let span = info_span!(
         "reconcile",
         %kind,
-        name,
+        // Not `name`: in JSON that is the span's own.
+        object = name,
         uid = object.meta().uid,
         generation = object.meta().generation,
         attempt = world.backoff.failures(&id) + 1,

@@ -36,14 +36,19 @@ async fn hear(client: &Client, tenant: &Tenant, wanted: &[&str]) {
 }
 
 /// In the log as JSON, each reconcile is a span that tells of what.
-fn logged(ground: &Ground, tenant: &Tenant) {
-    let text = std::fs::read_to_string(ground.log()).expect("the operator's log");
-    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+async fn logged(ground: &Ground, tenant: &Tenant) {
     let of_tenant =
-        |line: &Value| line["span"]["name"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled";
-    let line = lines.rfind(of_tenant).expect("a reconcile of the tenant in the log");
+        |line: &Value| line["span"]["object"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled";
+    // It is heard of before its reconcile has ended.
+    let line = eventually(async || {
+        let text = std::fs::read_to_string(ground.log()).expect("the operator's log");
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.rfind(of_tenant)
+    });
+    let line = line.await.expect("a reconcile of the tenant in the log");
     let span = &line["span"];
-    assert_eq!((&span["kind"], &span["uid"]), (&json!("Tenant"), &json!(tenant.metadata.uid)), "{line}");
+    assert_eq!((&span["name"], &span["kind"]), (&json!("reconcile"), &json!("Tenant")), "{line}");
+    assert_eq!(span["uid"], json!(tenant.metadata.uid), "{line}");
     assert_eq!((&span["attempt"], &span["generation"]), (&json!(1), &json!(1)), "{line}");
     assert_eq!((&line["level"], &span["outcome"]), (&json!("DEBUG"), &json!("completed")), "{line}");
     assert!(span["duration"].is_string(), "{line}");
@@ -89,7 +94,7 @@ async fn events_tell_of_changes_and_nothing_is_said_after_a_restart() {
     hear(client, &next, &["Normal Ready"]).await;
     hear(client, &acme, &["Normal Ready", "Warning UnknownPlan", "Normal CredentialsRotated"]).await;
 
-    logged(&ground, &next);
+    logged(&ground, &next).await;
 
     // Without leave to say anything, everything else goes on.
     let roles = Api::<k8s_openapi::api::rbac::v1::RoleBinding>::namespaced(client.clone(), "default");

@@ -13,7 +13,7 @@ use self::health::{argo, flux, kstatus};
 use super::{
     ground::{
         Ground, NAMESPACE, apply, await_tenant, delete_tenant, documents, dynamic, eventually, is, output,
-        ready_tenant, root, secret, shared, tenant,
+        ready_tenant, root, secret, tenant,
     },
     steps::stalled,
     verbs::{application, of, ours, patch, read},
@@ -32,7 +32,11 @@ fn assert_judged(object: &Value, by_kstatus: &str, by_argo: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_state_of_a_tenant_is_told_right() {
-    let (ground, client) = shared().await;
+    // With a PostgreSQL of its own: what other tests leave there counts for a second server too.
+    let ground = Ground::start(Options::default()).await;
+    let client = ground.client.clone();
+    let _operator = ground.operator(&[]);
+    ground.examples().await;
     ready_tenant(&client, "git-ready", json!({})).await;
     let live = async |name: &str| read(&client, &ours("Tenant", name)).await.expect("a Tenant");
     let ready = live("git-ready").await;
