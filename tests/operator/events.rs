@@ -37,8 +37,9 @@ async fn hear(client: &Client, tenant: &Tenant, wanted: &[&str]) {
 
 /// In the log as JSON, each reconcile is a span that tells of what.
 async fn logged(ground: &Ground, tenant: &Tenant) {
-    let of_tenant =
-        |line: &Value| line["span"]["object"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled";
+    let of_tenant = |line: &Value| {
+        line["span"]["object"] == json!(tenant.metadata.name) && line["fields"]["message"] == "reconciled"
+    };
     // It is heard of before its reconcile has ended.
     let line = eventually(async || {
         let text = std::fs::read_to_string(ground.log()).expect("the operator's log");
