@@ -56,7 +56,8 @@ impl Ground {
     /// `pods` is how many pods there will be at most.
     pub async fn start(pods: usize) -> Result<Self> {
         let settings = POSTGRES.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let nodes = u32::try_from(pods / 400 + 2)?;
+        // By what the examples' pods ask of processors, a node takes about 150 of them.
+        let nodes = u32::try_from(pods / 100 + 2)?;
         let options = Options { audit: true, nodes, postgres_settings: settings.to_vec(), ..Options::default() };
         let cluster = tokio::task::spawn_blocking(move || Devcluster::start(options)).await??;
         let mut helm = cluster.helm();
