@@ -25,7 +25,8 @@ impl Server {
                  SELECT {application}, w.* FROM unnest({wanted}, {kinds}, {sources}) AS w (meter, kind, source)
                  ON CONFLICT (application, meter) DO UPDATE SET kind = excluded.kind, source = excluded.source
                   WHERE (meter_definition.kind, meter_definition.source) IS DISTINCT FROM (excluded.kind, excluded.source)"
-            ));
+            ))
+            .add(counters(&format!("t.application = {application} AND t.state IN ('Live', 'Retained')")));
         self.connect(database).await?.run("can't set the Application's meters", &script).await?;
         Ok(())
     }
@@ -95,6 +96,17 @@ impl Server {
         }
         Ok(plans)
     }
+}
+
+/// A row for each meter that these tenants (alias `t`) count in the database: so that it can be
+/// said of one, and proven by its lock, that nothing was ever counted.
+pub(super) fn counters(tenants: &str) -> String {
+    format!(
+        "INSERT INTO tenantry.meter (tenant, meter, period_start)
+         SELECT t.id, d.meter, '-infinity' FROM tenantry.tenant t
+           JOIN tenantry.meter_definition d ON d.application = t.application AND d.source = 'Database'
+          WHERE {tenants} ON CONFLICT DO NOTHING"
+    )
 }
 
 /// Days or percent that fit an integer column; more of them mean the same.

@@ -42,7 +42,8 @@ const SELF: &str = "
                                      WHERE a.grantee = 0 OR a.grantee IN (SELECT oid FROM role)))
                     AND (has_schema_privilege(n.oid, 'USAGE') OR has_schema_privilege(n.oid, 'CREATE')) ORDER BY 1),
            ARRAY(SELECT c::text FROM unnest(ARRAY['database', 'tenant', 'login', 'meter_definition', 'meter_limit',
-                                                  'meter', 'outbox', 'migration']) AS c
+                                                  'meter', 'outbox', 'outbox_pending', 'outbox_sent', 'relay',
+                                                  'migration']) AS c
                   WHERE has_any_column_privilege('tenantry.' || c, 'SELECT, INSERT, UPDATE, REFERENCES')
                      OR has_table_privilege('tenantry.' || c, 'DELETE, TRUNCATE, TRIGGER')),
            ARRAY(SELECT f FROM unnest(ARRAY['record_usage(text, bigint, text)', 'record_usages(text[], bigint[], text)',

@@ -6,13 +6,18 @@ use tokio_postgres::types::Type;
 
 use super::connection::Connection;
 use super::error::{Error, Result};
+use super::outbox::KEEP_OUTBOX;
+use super::relay::relay_role;
 use super::server::{AdminFacts, KEEPER, OWNER, Server};
-use super::sql::{Script, ident, literal};
+use super::sql::{Script, ident, idents, literal};
 use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
 
 /// The versions of schema `tenantry`, each a file that is run once. Only ever add to them.
-const VERSIONS: [&str; 2] = [include_str!("sql/001_tables.sql"), include_str!("sql/002_usage.sql")];
-const PRIVILEGES: &str = include_str!("sql/003_privileges.sql");
+const VERSIONS: [&str; 3] = [include_str!("sql/001_tables.sql"), "", include_str!("sql/003_outbox.sql")];
+/// The functions as they are now. Replaced whenever the version rises; where they alone change,
+/// the new version is empty.
+const FUNCTIONS: &str = include_str!("sql/functions.sql");
+const PRIVILEGES: &str = include_str!("sql/privileges.sql");
 
 /// What stands between a database and its tenants. All of it false or zero is as it should be.
 const EXPOSED: &str = "
@@ -137,11 +142,12 @@ impl Server {
             Err(error) => return Err(error),
         }
         self.pool.leave(name);
+        self.end_relay(name).await?;
         let mut admin = self.admin().await?;
         admin.run_alone("can't drop the database", &format!("DROP DATABASE IF EXISTS {}", ident(name))).await?;
         let mut script = Script::new();
-        script.add(format!("DROP ROLE IF EXISTS {}", ident(&tenants_role(name))));
-        admin.run_unfenced("can't drop the tenants' role of the database", &script).await?;
+        script.add(format!("DROP ROLE IF EXISTS {}", idents([tenants_role(name), relay_role(name)])));
+        admin.run_unfenced("can't drop the roles of the database", &script).await?;
         Ok(())
     }
 
@@ -269,7 +275,9 @@ impl Server {
                 at + 1
             ));
             script.add(*version);
-            script.add(privileges(&tenants_role(&spec.name)));
+            if at + 1 == VERSIONS.len() {
+                script.add(FUNCTIONS).add(privileges(&tenants_role(&spec.name))).add(KEEP_OUTBOX);
+            }
             connection.run("can't bring schema tenantry up to date", &script).await?;
         }
         Ok(())
@@ -402,7 +410,9 @@ async fn install(connection: &mut Connection, spec: &DatabaseSpec, facts: &Admin
         script.add(version);
     }
     script
+        .add(FUNCTIONS)
         .add(privileges(&role))
+        .add(KEEP_OUTBOX)
         .add(format!(
             "INSERT INTO tenantry.database (cluster_id, kind, object, tenants_role, schema_version) VALUES ({}, {}, {}, {}, {})",
             literal(&spec.cluster_id),

@@ -339,6 +339,13 @@ impl Server {
         self.pool.statistics()
     }
 
+    /// Host and port as the admin reaches them.
+    #[must_use]
+    pub fn address(&self) -> Endpoint {
+        let config = &self.pool.config;
+        Endpoint { host: config.host.clone(), port: config.port }
+    }
+
     /// Host and port for tenants.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {

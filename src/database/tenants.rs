@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::identity::{Password, Slot, TenantId};
+use super::meters::counters;
 use super::records::{read_live, read_one};
 use super::roles::{LoginShape, MIGRATOR_CONNECTIONS, kilobytes, memberships, milliseconds};
 use super::schema::tenants_role;
@@ -124,6 +125,7 @@ fn creation(database: &str, spec: &TenantSpec, facts: &AdminFacts, password: &Pa
             id = literal(id.as_str()),
             digest = data_encoding::HEXLOWER.encode(&password.digest().0),
         ))
+        .add(counters(&format!("t.id = {}", literal(id.as_str()))))
         .add(format!("CREATE ROLE {owner} NOLOGIN"))
         .add(format!("CREATE ROLE {runtime} NOLOGIN"))
         .add(format!(

@@ -11,6 +11,7 @@ mod ownership;
 mod probes;
 mod proof;
 mod proxy;
+mod relay;
 mod resume;
 mod rotation;
 mod server;

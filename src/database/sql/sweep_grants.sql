@@ -1,7 +1,8 @@
 -- Privileges that nobody should have: on tenants' schemas and large objects, on the database, on
 -- schema public, and on all that is tenantry's. As (tenant, kind, object, privilege, grantee, owner),
 -- the grantee NULL for PUBLIC, the owner that of a tenant's object.
-WITH us AS (SELECT to_regrole('tenantry_owner')::oid AS owner, r.oid AS tenants, d.tenants_role
+WITH us AS (SELECT to_regrole('tenantry_owner')::oid AS owner, r.oid AS tenants, d.tenants_role,
+                   coalesce(to_regrole(quote_ident(current_database() || '_relay')), to_regrole('tenantry_owner'))::oid AS relay
               FROM tenantry.database d JOIN pg_roles r ON r.rolname = d.tenants_role),
 own AS (SELECT c.oid, c.relname, c.relkind, c.relacl, c.relowner FROM pg_class c
          WHERE c.relnamespace = to_regnamespace('tenantry') AND c.relkind IN ('r', 'p', 'v', 'm', 'S')),
@@ -16,26 +17,31 @@ found (tenant, kind, object, privilege, grantee, owner) AS (
     SELECT NULL, 'DATABASE', d.datname::text, a.privilege_type, a.grantee, NULL
       FROM us, pg_database d CROSS JOIN LATERAL aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
      WHERE d.datname = current_database() AND a.grantee <> us.owner
-       AND (a.grantee <> us.tenants OR a.privilege_type <> 'CONNECT' OR a.is_grantable)
+       AND (a.grantee NOT IN (us.tenants, us.relay) OR a.privilege_type <> 'CONNECT' OR a.is_grantable)
     UNION ALL
     SELECT NULL, 'SCHEMA', n.nspname::text, a.privilege_type, a.grantee, NULL
       FROM us, pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) AS a
      WHERE n.nspname IN ('tenantry', 'public') AND a.grantee NOT IN (us.owner, n.nspowner)
-       AND (n.nspname = 'public' OR a.grantee <> us.tenants OR a.privilege_type <> 'USAGE' OR a.is_grantable)
+       AND (n.nspname = 'public' OR a.grantee NOT IN (us.tenants, us.relay) OR a.privilege_type <> 'USAGE' OR a.is_grantable)
     UNION ALL
     SELECT NULL, CASE own.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, 'tenantry.' || quote_ident(own.relname),
            a.privilege_type, a.grantee, NULL
-      FROM us, own CROSS JOIN LATERAL aclexplode(own.relacl) AS a WHERE a.grantee <> us.owner
+      FROM us, own CROSS JOIN LATERAL aclexplode(own.relacl) AS a
+     WHERE a.grantee <> us.owner
+       AND (a.grantee <> us.relay OR own.relname <> 'outbox' OR a.privilege_type <> 'SELECT' OR a.is_grantable)
     UNION ALL
     SELECT NULL, 'TABLE', 'tenantry.' || quote_ident(own.relname), a.privilege_type, a.grantee, NULL
       FROM us, own JOIN pg_attribute c ON c.attrelid = own.oid CROSS JOIN LATERAL aclexplode(c.attacl) AS a
      WHERE a.grantee <> us.owner
+       AND (a.grantee <> us.relay OR own.relname <> 'outbox' OR a.privilege_type <> 'UPDATE' OR a.is_grantable
+            OR c.attname NOT IN ('lease_until', 'attempts', 'last_error', 'dead_at', 'acked_at'))
     UNION ALL
     SELECT NULL, 'FUNCTION', p.oid::regprocedure::text, a.privilege_type, a.grantee, NULL
       FROM us, pg_proc p CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
      WHERE p.pronamespace = to_regnamespace('tenantry') AND a.grantee <> us.owner
-       AND (a.grantee <> us.tenants OR a.is_grantable
-            OR p.proname NOT IN ('record_usage', 'record_usages', 'set_usage', 'my_limits', 'record_migration'))
+       AND NOT (NOT a.is_grantable AND (a.grantee = us.relay AND p.proname = 'progress'
+            OR a.grantee = us.tenants
+               AND p.proname IN ('record_usage', 'record_usages', 'set_usage', 'my_limits', 'record_migration')))
     UNION ALL
     SELECT t.id, 'LARGE OBJECT', b.oid::text, a.privilege_type, a.grantee, o.rolname::text
       FROM pg_largeobject_metadata b CROSS JOIN LATERAL aclexplode(b.lomacl) AS a

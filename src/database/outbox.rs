@@ -1,0 +1,418 @@
+//! The outbox as its relay uses it: with a login that sees nothing else.
+//!
+//! Rows are leased in batches, fairly over tenants, and every lease is committed before anything
+//! is sent: no transaction is open while somebody else is waited for. A lease that runs out is
+//! given anew, so an event may be sent twice and is never lost.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Config, Row};
+use uuid::Uuid;
+
+use super::error::{Error, Result};
+use super::identity::TenantId;
+use super::relay::RelayAccess;
+use super::server::Tls;
+use super::tls::{Connector, explain};
+
+/// How long acknowledged events stay, in days of UTC, so that they can be sent once more after the
+/// ledger was restored, and how many days ahead there is room for more.
+pub(super) const KEEP_OUTBOX: &str = "SELECT tenantry.keep_outbox(7, 8)";
+
+/// How often a statement is tried again that met another relay's.
+const RACES: usize = 20;
+
+/// Leases what waits: of each tenant a share of the batch, in the order of its events. Distinct
+/// tenants are found by jumping from one to the next in the index, so that a tenant with a
+/// million events costs the others nothing.
+const LEASE: &str = "
+    WITH RECURSIVE tenant (id) AS (
+        (SELECT tenant FROM tenantry.outbox WHERE acked_at IS NULL AND dead_at IS NULL ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT (SELECT o.tenant FROM tenantry.outbox o
+                 WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant > tenant.id ORDER BY o.tenant LIMIT 1)
+          FROM tenant WHERE tenant.id IS NOT NULL
+    ), share AS (
+        SELECT greatest(1, $1 / greatest(1, count(id))) AS size FROM tenant
+    ), due AS MATERIALIZED (
+        SELECT d.* FROM share, tenant CROSS JOIN LATERAL (
+            SELECT o.tenant, o.meter, o.epoch, o.sequence FROM tenantry.outbox o
+             WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant = tenant.id
+               AND (o.lease_until IS NULL OR o.lease_until <= clock_timestamp())
+             ORDER BY o.meter, o.epoch, o.sequence LIMIT share.size
+               FOR UPDATE SKIP LOCKED) AS d
+         LIMIT $1
+    )
+    UPDATE tenantry.outbox o
+       SET lease_until = clock_timestamp() + make_interval(secs => $2), attempts = o.attempts + 1
+      FROM due
+     WHERE o.acked_at IS NULL AND o.dead_at IS NULL
+       AND o.tenant = due.tenant AND o.meter = due.meter AND o.epoch = due.epoch AND o.sequence = due.sequence
+    RETURNING o.event_id, o.tenant, o.meter, o.epoch, o.sequence, o.kind, o.delta, o.value, o.subject, o.reason,
+              o.actor, o.occurred_at, o.period_start, o.first_sequence, o.first_at, o.low, o.high, o.moment::text,
+              o.attempts";
+
+/// Settles some of them. Whoever else holds such a row by now has an older lease, or a newer one:
+/// what is locked is left to them.
+const SETTLE: &str = "
+    WITH told (tenant, meter, epoch, sequence, event, outcome, pause, error) AS (
+        SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::text[], $7::float8[], $8::text[])
+    ), mine AS MATERIALIZED (
+        SELECT o.tenant, o.meter, o.epoch, o.sequence, told.outcome, told.pause, told.error
+          FROM tenantry.outbox o JOIN told USING (tenant, meter, epoch, sequence)
+         WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.event_id = told.event
+           FOR UPDATE OF o SKIP LOCKED
+    )
+    UPDATE tenantry.outbox o
+       SET acked_at = CASE WHEN mine.outcome = 'acked' THEN clock_timestamp() END,
+           dead_at = CASE WHEN mine.outcome = 'dead' THEN clock_timestamp() END,
+           lease_until = CASE WHEN mine.outcome = 'later' THEN clock_timestamp() + make_interval(secs => mine.pause) END,
+           last_error = left(mine.error, 500)
+      FROM mine
+     WHERE o.acked_at IS NULL AND o.dead_at IS NULL
+       AND o.tenant = mine.tenant AND o.meter = mine.meter AND o.epoch = mine.epoch AND o.sequence = mine.sequence";
+
+/// How much waits, at most so many rows counted, and since when; and how much is dead.
+const SIZE: &str = "
+    SELECT (SELECT count(*) FROM (SELECT FROM tenantry.outbox WHERE acked_at IS NULL AND dead_at IS NULL LIMIT $1) AS o),
+           (SELECT min(occurred_at) FROM (SELECT occurred_at FROM tenantry.outbox
+                                           WHERE acked_at IS NULL AND dead_at IS NULL LIMIT $1) AS o),
+           (SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NULL AND dead_at IS NOT NULL)";
+
+/// What was acknowledged since a moment, to be sent once more; in pages by event id.
+const RESEND: &str = "
+    SELECT event_id, tenant, meter, epoch, sequence, kind, delta, value, subject, reason, actor, occurred_at,
+           period_start, first_sequence, first_at, low, high, moment::text, attempts
+      FROM tenantry.outbox WHERE acked_at >= $1 AND event_id > $2 ORDER BY event_id LIMIT $3";
+
+/// What an event tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutboxKind {
+    /// The application reported a change.
+    Add,
+    /// It reported what there is.
+    Set,
+    /// A person corrected the count.
+    Correct,
+    /// The first of an epoch: the database was restored to an earlier time.
+    Restore,
+}
+
+impl OutboxKind {
+    /// Its name, in tables and events.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "Add",
+            Self::Set => "Set",
+            Self::Correct => "Correct",
+            Self::Restore => "Restore",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Add, Self::Set, Self::Correct, Self::Restore].into_iter().find(|kind| kind.as_str() == text)
+    }
+}
+
+/// Several events that were folded into one, in the order of their sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folded {
+    /// The sequence of the first.
+    pub first_sequence: i64,
+    /// When that happened.
+    pub first_at: Timestamp,
+    /// The smallest value after one of them.
+    pub low: i64,
+    /// The largest.
+    pub high: i64,
+    /// The sum of each one's delta times its time in microseconds since 1970, an integer.
+    pub moment: String,
+}
+
+/// An event that is to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedEvent {
+    /// Its id, the same however often it is sent.
+    pub id: Uuid,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The meter.
+    pub meter: String,
+    /// The meter's epoch: a new one begins when its database was restored.
+    pub epoch: i32,
+    /// Its place among the meter's events in this epoch, from 1, without gaps.
+    pub sequence: i64,
+    /// What it tells.
+    pub kind: OutboxKind,
+    /// By how much the value changed.
+    pub delta: i64,
+    /// The value after it.
+    pub value: i64,
+    /// Salted hash of what it is about.
+    pub subject: Option<String>,
+    /// Why, where somebody said so.
+    pub reason: Option<String>,
+    /// Who corrected.
+    pub actor: Option<String>,
+    /// When.
+    pub occurred_at: Timestamp,
+    /// Of a Total: the period that the value belongs to.
+    pub period_start: Option<Timestamp>,
+    /// What it was folded from.
+    pub folded: Option<Folded>,
+    /// How often it was leased, this time included.
+    pub attempts: i32,
+}
+
+/// What became of an event that was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// The ledger has it.
+    Acknowledged,
+    /// To be sent again after a pause.
+    Later {
+        /// In how long.
+        pause: Duration,
+        /// Why it was not taken.
+        error: String,
+    },
+    /// It will never be taken: a person has to look.
+    Dead {
+        /// Why.
+        error: String,
+    },
+}
+
+/// How far a meter is: all its events up to `sequence` are committed, and every other one is later
+/// than `as_of`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Whose meter it is.
+    pub tenant: TenantId,
+    /// The meter.
+    pub meter: String,
+    /// Its epoch.
+    pub epoch: i32,
+    /// The last event's sequence; 0 where there is none yet.
+    pub sequence: i64,
+    /// The value now.
+    pub value: i64,
+    /// When that was so.
+    pub as_of: Timestamp,
+}
+
+/// How much waits in an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutboxSize {
+    /// Events that wait, as far as they were counted.
+    pub waiting: u64,
+    /// When the oldest of those happened.
+    pub oldest: Option<Timestamp>,
+    /// Events that were refused for good.
+    pub dead: u64,
+}
+
+/// A session of the relay in one database.
+pub struct Outbox {
+    client: Client,
+}
+
+impl Outbox {
+    /// Logs in. Ends by itself when it is dropped.
+    ///
+    /// # Errors
+    /// Transient where the server can't be reached; permanent where the login is refused.
+    pub async fn connect(access: &RelayAccess, tls: &Tls, timeout: Duration) -> Result<Self> {
+        let connector = Connector::new(tls)?;
+        let mut config = Config::new();
+        config
+            .host(&access.host)
+            .port(access.port)
+            .dbname(&access.database)
+            .user(&access.user)
+            .password(access.password.expose())
+            .ssl_mode(connector.mode())
+            .connect_timeout(timeout)
+            .application_name("tenantry relay");
+        let explained = |error: tokio_postgres::Error| explain(&access.host, access.port, &access.user, &error);
+        let client = match connector {
+            Connector::Verify(tls) => {
+                let (client, connection) = config.connect(tls).await.map_err(explained)?;
+                tokio::spawn(connection);
+                client
+            }
+            Connector::Plain => {
+                let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(explained)?;
+                tokio::spawn(connection);
+                client
+            }
+        };
+        let setup = "SET search_path = pg_catalog; SET statement_timeout = '30s'; SET lock_timeout = '5s'";
+        client.batch_execute(setup).await.map_err(|error| failed("can't prepare the session", &error))?;
+        Ok(Self { client })
+    }
+
+    /// Whether the session has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Takes up to `batch` events for as long as `lease`, fairly over the tenants that have any.
+    /// Fewer than `batch` does not mean that there are no more.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn lease(&self, batch: u32, lease: Duration) -> Result<Vec<LeasedEvent>> {
+        let (batch, lease) = (i64::from(batch), lease.as_secs_f64());
+        let rows =
+            self.query("can't fetch usage events", LEASE, &[(&batch, Type::INT8), (&lease, Type::FLOAT8)]).await?;
+        rows.iter().map(event).collect()
+    }
+
+    /// Notes what became of events that were leased. What another relay has taken meanwhile is
+    /// left to it.
+    ///
+    /// # Errors
+    /// What the server says; then all of them are sent again when their leases have run out.
+    pub async fn settle(&self, outcomes: &[(&LeasedEvent, Settlement)]) -> Result<()> {
+        if outcomes.is_empty() {
+            return Ok(());
+        }
+        // One order for all: two relays whose leases overlap never wait for each other.
+        let mut outcomes: Vec<_> = outcomes.iter().collect();
+        outcomes.sort_by(|(one, _), (other, _)| key(one).cmp(&key(other)));
+        let events = || outcomes.iter().map(|(event, _)| event);
+        let tenants: Vec<&str> = events().map(|event| event.tenant.as_str()).collect();
+        let meters: Vec<&str> = events().map(|event| event.meter.as_str()).collect();
+        let epochs: Vec<i32> = events().map(|event| event.epoch).collect();
+        let sequences: Vec<i64> = events().map(|event| event.sequence).collect();
+        let ids: Vec<Uuid> = events().map(|event| event.id).collect();
+        let (mut names, mut pauses, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for (_, outcome) in &outcomes {
+            let (name, pause, error) = match outcome {
+                Settlement::Acknowledged => ("acked", 0.0, None),
+                Settlement::Later { pause, error } => ("later", pause.as_secs_f64(), Some(error.as_str())),
+                Settlement::Dead { error } => ("dead", 0.0, Some(error.as_str())),
+            };
+            names.push(name);
+            pauses.push(pause);
+            errors.push(error);
+        }
+        self.query(
+            "can't settle usage events",
+            SETTLE,
+            &[
+                (&tenants, Type::TEXT_ARRAY),
+                (&meters, Type::TEXT_ARRAY),
+                (&epochs, Type::INT4_ARRAY),
+                (&sequences, Type::INT8_ARRAY),
+                (&ids, Type::UUID_ARRAY),
+                (&names, Type::TEXT_ARRAY),
+                (&pauses, Type::FLOAT8_ARRAY),
+                (&errors, Type::TEXT_ARRAY),
+            ],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// How far the meters are that changed since a moment, or all of them.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn progress(&self, since: Option<Timestamp>) -> Result<Vec<Mark>> {
+        let sql = "SELECT tenant, meter, epoch, sequence, value, as_of FROM tenantry.progress($1)";
+        let rows = self.query("can't read how far the meters are", sql, &[(&since, Type::TIMESTAMPTZ)]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Mark {
+                    tenant: row.get::<_, &str>(0).parse()?,
+                    meter: row.get(1),
+                    epoch: row.get(2),
+                    sequence: row.get(3),
+                    value: row.get(4),
+                    as_of: row.get(5),
+                })
+            })
+            .collect()
+    }
+
+    /// How much waits; no more than `most` events are counted.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn size(&self, most: u32) -> Result<OutboxSize> {
+        let rows = self.query("can't measure the outbox", SIZE, &[(&i64::from(most), Type::INT8)]).await?;
+        let row = rows.first().ok_or_else(|| Error::transient("the outbox did not say how much waits"))?;
+        let natural = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+        Ok(OutboxSize { waiting: natural(0), oldest: row.get(1), dead: natural(2) })
+    }
+
+    /// What was acknowledged since a moment, in pages: those whose ids come after `after`.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn acknowledged(&self, since: Timestamp, after: Uuid, page: u32) -> Result<Vec<LeasedEvent>> {
+        let page = i64::from(page);
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&since, Type::TIMESTAMPTZ), (&after, Type::UUID), (&page, Type::INT8)];
+        let rows = self.query("can't read what was sent", RESEND, &params).await?;
+        rows.iter().map(event).collect()
+    }
+
+    async fn query(&self, doing: &str, sql: &str, params: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
+        let mut races = 0;
+        loop {
+            match self.client.query_typed(sql, params).await {
+                // A row that this statement was about to lock has just been acknowledged by
+                // another relay, and so moved: looked at anew, it is not there.
+                Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) && races < RACES => races += 1,
+                answer => return answer.map_err(|error| failed(doing, &error)),
+            }
+        }
+    }
+}
+
+fn failed(doing: &str, error: &tokio_postgres::Error) -> Error {
+    Error::from_postgres(doing, error)
+}
+
+fn key(event: &LeasedEvent) -> (&str, &str, i32, i64) {
+    (event.tenant.as_str(), &event.meter, event.epoch, event.sequence)
+}
+
+fn event(row: &Row) -> Result<LeasedEvent> {
+    let kind: &str = row.get(5);
+    let kind = OutboxKind::parse(kind).ok_or_else(|| {
+        Error::permanent(format!("a usage event is of kind {kind:?}; was it written by a newer version?"))
+    })?;
+    let folded = row.get::<_, Option<i64>>(13).map(|first_sequence| Folded {
+        first_sequence,
+        first_at: row.get(14),
+        low: row.get(15),
+        high: row.get(16),
+        moment: row.get(17),
+    });
+    Ok(LeasedEvent {
+        id: row.get(0),
+        tenant: row.get::<_, &str>(1).parse()?,
+        meter: row.get(2),
+        epoch: row.get(3),
+        sequence: row.get(4),
+        kind,
+        delta: row.get(6),
+        value: row.get(7),
+        subject: row.get(8),
+        reason: row.get(9),
+        actor: row.get(10),
+        occurred_at: row.get(11),
+        period_start: row.get(12),
+        folded,
+        attempts: row.get(18),
+    })
+}
