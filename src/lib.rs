@@ -2,11 +2,12 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api and term, desired, cluster and database, controller and
+//! what stands before it in the line api and term, desired and billing, cluster and database, controller and
 //! agent and web, cli; a test holds them to it.
 
 pub mod agent;
 pub mod api;
+pub mod billing;
 pub mod cli;
 pub mod cluster;
 pub mod controller;

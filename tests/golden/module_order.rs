@@ -6,9 +6,10 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 10] = [
+const ORDER: [(&str, &[&str]); 11] = [
     ("api", &[]),
     ("term", &[]),
+    ("billing", &[]),
     ("crds", &["api"]),
     ("desired", &["api"]),
     ("cluster", &["api", "term", "desired"]),
