@@ -14,5 +14,6 @@ pub mod controller;
 pub mod crds;
 pub mod database;
 pub mod desired;
+pub mod metering;
 pub mod term;
 pub mod web;

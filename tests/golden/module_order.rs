@@ -6,7 +6,7 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 11] = [
+const ORDER: [(&str, &[&str]); 13] = [
     ("api", &[]),
     ("term", &[]),
     ("billing", &[]),
@@ -14,10 +14,12 @@ const ORDER: [(&str, &[&str]); 11] = [
     ("desired", &["api"]),
     ("cluster", &["api", "term", "desired"]),
     ("database", &["term"]),
-    ("controller", &["api", "term", "desired", "cluster", "database"]),
+    ("metering", &["billing"]),
+    ("controller", &["api", "term", "billing", "desired", "cluster", "database", "metering"]),
+    ("relay", &["desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),
-    ("web", &["api", "desired", "cluster", "database", "controller"]),
-    ("cli", &["api", "desired", "cluster", "database", "controller"]),
+    ("web", &["api", "billing", "desired", "cluster", "database", "metering", "controller"]),
+    ("cli", &["api", "desired", "cluster", "database", "metering", "controller"]),
 ];
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {

@@ -1,0 +1,5 @@
+//! From usage events to what is known of each tenant's usage: the events as they travel, the
+//! ledger that keeps them, and what a status says of them.
+
+pub mod event;
+pub mod ledger;
