@@ -231,17 +231,7 @@ impl Devcluster {
     /// A kubeconfig for a ServiceAccount that exists, with a token for a day; it has the
     /// rights that RBAC gives it and no others.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf, Error> {
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
-        let request = TokenRequest {
-            spec: Some(TokenRequestSpec { expiration_seconds: Some(TOKEN_LIFE), ..TokenRequestSpec::default() }),
-            ..TokenRequest::default()
-        };
-        let action = format!("get a token for ServiceAccount {namespace}/{name}");
-        let answer = accounts
-            .create_token_request(name, &PostParams::default(), &request)
-            .await
-            .map_err(boot::failed(&action))?;
-        let token = answer.status.unwrap_or_default().token.unwrap_or_default();
+        let token = self.service_account_token(namespace, name, None).await?;
         let folder = self.dir().join("kubeconfigs");
         fs::create_dir_all(&folder).map_err(Error::file("make", &folder))?;
         let path = folder.join(format!("{namespace}.{name}"));
@@ -249,6 +239,29 @@ impl Devcluster {
         let config = kubeconfig::with_token(admin, &self.kubeconfig, &token)?;
         kubeconfig::write(&path, &config)?;
         Ok(path)
+    }
+
+    /// A token for a day of a ServiceAccount that exists, for an audience other than the API
+    /// server where one is named: as a pod's projected volume has it.
+    pub async fn service_account_token(
+        &self,
+        namespace: &str,
+        name: &str,
+        audience: Option<&str>,
+    ) -> Result<String, Error> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
+        let spec = TokenRequestSpec {
+            audiences: audience.map(str::to_owned).into_iter().collect(),
+            expiration_seconds: Some(TOKEN_LIFE),
+            ..TokenRequestSpec::default()
+        };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let action = format!("get a token for ServiceAccount {namespace}/{name}");
+        let answer = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .map_err(boot::failed(&action))?;
+        Ok(answer.status.unwrap_or_default().token.unwrap_or_default())
     }
 
     /// A client of the API as a ServiceAccount.

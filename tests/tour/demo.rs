@@ -106,3 +106,18 @@ fn once_ends_well() {
     assert!(output.status.success(), "{shown}{errors}");
     assert!(shown.contains("all 10 Tenants are Ready") && shown.contains("created through the CRM"), "{shown}");
 }
+
+/// 50 Tenants of all tiers; users come and go while operator, relay, agent and PostgreSQL are killed.
+/// In the end each Tenant's status says what its CRM's own tables hold; the demo fails where not.
+#[test]
+fn usage_is_exact_after_kills_of_every_part() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let output = program()
+        .args(["--once", "--more-tenants", "40", "--kills", "24", "--dir"])
+        .arg(folder.path().join("demo"))
+        .output()
+        .expect("the demo's program");
+    let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{shown}{errors}");
+    assert!(shown.contains("all 50 Tenants are Ready") && shown.contains("24 processes are killed"), "{shown}");
+}

@@ -12,6 +12,9 @@ const HOST: &str = "acme.crm.example.com";
 /// A tenant of each tier.
 pub(super) const OF_EACH_TIER: [&str; 3] = ["acme", "gusto", "mega"];
 
+/// A tenant whose plan has few users.
+pub(super) const ON_THE_FREE_PLAN: &str = "bolt";
+
 /// Creates a user of a tenant through the CRM; the user's e-mail address.
 pub(super) fn create_user(crm_port: u16, tenant: &str) -> Result<String, Error> {
     let (host, email) = (format!("{tenant}.crm.example.com"), format!("ann@{tenant}.example"));
@@ -46,11 +49,12 @@ pub(super) fn text(ground: &Devcluster, crm_port: u16, overlay: &Path) -> String
         "
 In another shell:
   export KUBECONFIG={kubeconfig} PATH={bin}:$PATH
-  . {env}    # CRM_URL, TENANTRY_METRICS_URL, DATABASE_ADMIN_URL, OPERATOR_PID
+  . {env}    # CRM_URL, TENANTRY_METRICS_URL, DATABASE_ADMIN_URL, OPERATOR_PID, RELAY_PID
 Acme's CRM, and its usage against the plan's limits:
   curl -H 'Host: {HOST}' {crm}/users
   curl -H 'Host: {HOST}' {crm}/
 Try:
+  kubectl get tenants -w                      # users come and go
   kubectl get tenantry                        # plans, applications, servers, pools, tenants
   kubectl describe tenant acme
   kubectl get all,resourcequotas,networkpolicies -n tenant-gusto    # tier bridge: a namespace of its own
@@ -58,6 +62,7 @@ Try:
   kubectl annotate tenant acme tenantry.io/rotate=$(date +%s) --overwrite
   kubectl delete tenant foxtrot               # comes back: kubectl apply --server-side -k {overlay}
   kill -9 $OPERATOR_PID                       # tenants go on; it is started again
+  kill -9 $RELAY_PID                          # usage is late, and none is lost
 Logs are in {logs}. Ctrl-C ends everything.
 ",
         kubeconfig = word(ground.kubeconfig()),

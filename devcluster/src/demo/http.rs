@@ -30,6 +30,11 @@ pub(super) fn get(port: u16, host: &str, path: &str) -> Result<Answer, String> {
     send(port, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
 }
 
+/// Deletes a path of a port on 127.0.0.1.
+pub(super) fn delete(port: u16, host: &str, path: &str) -> Result<Answer, String> {
+    send(port, &format!("DELETE {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+}
+
 /// Posts JSON to a path of a port on 127.0.0.1.
 pub(super) fn post(port: u16, host: &str, path: &str, body: &str) -> Result<Answer, String> {
     let length = body.len();

@@ -1,14 +1,18 @@
 //! The whole product on one machine: a cluster, the operator with its own rights, an agent
 //! and the CRM of `examples/`, and everything of `examples/` applied.
 //!
-//! kwok only pretends to run pods. So the operator runs as a process of this machine, as
-//! its ServiceAccount, and one agent and one CRM stand for the pods of all pools
+//! kwok only pretends to run pods. So the operator and the relay run as processes of this
+//! machine, as their ServiceAccounts, and one agent and one CRM stand for the pods of all pools
 //! and of all tenants with pods of their own.
 
+mod faults;
 mod guide;
 mod http;
+mod ledger;
+mod meters;
 mod parts;
 mod tenants;
+mod traffic;
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -21,14 +25,17 @@ use crate::{Devcluster, Error, Options, Progress, Signals, process};
 use parts::Parts;
 use tenants::Outcome;
 
+/// How many things are done in the CRMs before what was counted is looked at.
+const DAY: usize = 150;
+
 /// The operator's namespace.
 const NAMESPACE: &str = "tenantry-system";
 
 /// What the demo does, and where.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Ends by itself: exit code 0 when every Tenant is Ready and a user was created
-    /// through the CRM.
+    /// Ends by itself: exit code 0 when every Tenant is Ready, users came and went through the
+    /// CRM, and what its tables hold is what the Tenants' status says.
     #[arg(long)]
     once: bool,
     /// A folder for everything: `kubeconfig`, `env` (variables for a shell), `log/`.
@@ -37,6 +44,12 @@ pub struct Args {
     /// Writes each API call to DIR/audit.log (level Metadata).
     #[arg(long)]
     audit: bool,
+    /// Adds so many Tenants, of all tiers, to those of the examples.
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    more_tenants: usize,
+    /// Kills so many processes (operator, relay, agent, PostgreSQL) at random while people work.
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    kills: usize,
     /// How many seconds the Tenants have to become Ready.
     #[arg(long, default_value_t = 180, value_name = "SECONDS")]
     within: u64,
@@ -71,15 +84,22 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
     steps.done("the chart: resources, roles, admission policy");
     let folder = ground.dir().join("demo");
     let overlay = write_overlay(&ground, &repository, &folder.join("examples"))?;
-    let parts = Parts::start(&mut ground, &tenantry, &crm, &folder)?;
-    steps.done("the operator as its ServiceAccount, an agent, and the CRM");
+    let ledger = ledger::create(ground.postgres(), &tenantry)?;
+    let mut parts = Parts::start(&mut ground, &tenantry, &crm, &ledger, &folder)?;
+    steps.done("the operator as its ServiceAccount with its ledger, an agent, and the CRM");
     if signals.arrived() {
         return Ok(());
     }
 
     let mut kubectl = ground.kubectl();
     complete(kubectl.args(["apply", "--server-side", "-k"]).arg(&overlay))?;
+    if args.more_tenants > 0 {
+        let file = tenants::write_more(&folder, args.more_tenants)?;
+        complete(ground.kubectl().args(["apply", "--server-side", "-f"]).arg(&file))?;
+    }
     steps.done("kubectl apply --server-side -k examples");
+    parts.start_relay(&mut ground, &tenantry, "main", &folder)?;
+    steps.done("the relay of DatabaseServer main");
     let outcome = parts.stay_while(&mut ground, |client| tenants::ready(client, signals, &steps, within))?;
     match outcome {
         Outcome::Interrupted => return Ok(()),
@@ -92,15 +112,53 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
                 let user = guide::create_user(parts.crm_port, tenant)?;
                 steps.done(&format!("a user of {tenant}, created through the CRM: {user}"));
             }
+            let tenants = tenants::names(&mut ground.kubectl())?;
+            let worker = work(&parts, &tenants, &steps)?;
+            if args.kills > 0 {
+                let done = faults::work_through(&parts, &mut ground, &tenants, args.kills, &steps)?;
+                steps.done(&format!("{} made, {} removed, {} refused", done.made, done.removed, done.refused));
+            }
+            let crm_port = parts.crm_port;
+            let table = parts.stay_while(&mut ground, |client| meters::agree(client, crm_port, within))?;
+            steps.done("what the CRM's tables hold is what the Tenants' status says");
+            if args.once {
+                send_again(&tenantry, &ground, &ledger, &steps)?;
+                let table = parts.stay_while(&mut ground, |client| meters::agree(client, crm_port, within))?;
+                print!("\n{table}");
+                return Ok(());
+            }
+            print!("\n{table}\n");
             let table = complete(ground.kubectl().args(["get", "tenants,pools"]))?;
-            print!("\n{table}\n{}", guide::text(&ground, parts.crm_port, &overlay));
+            print!("{table}\n{}", guide::text(&ground, parts.crm_port, &overlay));
+            let _business = traffic::Business::start(worker);
             println!("ready");
+            return parts.supervise(&mut ground, signals);
         }
     }
-    if args.once {
-        return Ok(());
-    }
     parts.supervise(&mut ground, signals)
+}
+
+/// A day's work in all CRMs; who did it, to go on with.
+fn work(parts: &Parts, tenants: &[String], steps: &Steps) -> Result<traffic::Worker, Error> {
+    let mut worker = traffic::Worker::new(parts.crm_port, tenants, 1);
+    let done = worker.work(DAY)?;
+    steps.done(&format!(
+        "users, accounts and opportunities through the CRM: {} made, {} removed, {} refused",
+        done.made, done.removed, done.refused
+    ));
+    let refusal = worker.fill(guide::ON_THE_FREE_PLAN, 20)?;
+    steps.done(&format!("one more user of {}, and the answer: {refusal}", guide::ON_THE_FREE_PLAN));
+    Ok(worker)
+}
+
+/// Sends all usage of today once more: none of it may count twice.
+fn send_again(tenantry: &Path, ground: &Devcluster, ledger: &str, steps: &Steps) -> Result<(), Error> {
+    let mut resync = Command::new(tenantry);
+    resync.args(["ledger", "resync", "--since", "1h"]);
+    resync.env("KUBECONFIG", ground.kubeconfig()).env("TENANTRY_LEDGER_URL", ledger);
+    let said = complete(&mut resync)?;
+    steps.done(&format!("tenantry ledger resync --since 1h: {}", said.trim().lines().last().unwrap_or_default()));
+    Ok(())
 }
 
 /// The steps that are done, each with the time since the start.

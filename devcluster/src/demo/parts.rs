@@ -14,7 +14,11 @@ use serde_json::{Value, json};
 
 use super::{NAMESPACE, http};
 use crate::plane::boot;
-use crate::{Admin, Devcluster, Error, Process, kubeconfig, ports};
+use crate::{Admin, Devcluster, Error, Process, kubeconfig, pki, ports};
+
+/// The ServiceAccount of relays, and for whom its tokens are.
+const RELAY: &str = "relay";
+const AUDIENCE: &str = "tenantry";
 
 /// How long a program may take until it answers.
 const PROGRAM_READY: Duration = Duration::from_secs(60);
@@ -28,13 +32,22 @@ pub(super) struct Parts {
     operator: Process,
     agent: Process,
     crm: Process,
+    relay: Option<Process>,
     /// Where the CRM listens on 127.0.0.1.
     pub(super) crm_port: u16,
+    /// Where the operator takes usage events on 127.0.0.1.
+    api_port: u16,
 }
 
 impl Parts {
     /// Starts all, each with the rights that it has in a cluster, and waits until they answer.
-    pub(super) fn start(ground: &mut Devcluster, tenantry: &Path, crm: &Path, folder: &Path) -> Result<Self, Error> {
+    pub(super) fn start(
+        ground: &mut Devcluster,
+        tenantry: &Path,
+        crm: &Path,
+        ledger: &str,
+        folder: &Path,
+    ) -> Result<Self, Error> {
         let (operator_config, agent_config) = boot::blocking(async {
             let postgres = ground.postgres();
             prepare(ground.client().await?, postgres.admin(), postgres.ca_pem()).await?;
@@ -42,14 +55,17 @@ impl Parts {
             Ok((operator, ground.service_account_kubeconfig(NAMESPACE, "demo-agent").await?))
         })?;
         let (port, crm_port) = (ports::choose("the operator", None)?, ports::choose("the CRM", None)?);
+        let api_port = ports::choose("the operator's API", None)?;
         let agent_folder = folder.join("agent");
         fs::create_dir_all(&agent_folder).map_err(Error::file("make", &agent_folder))?;
         let tenants_dir = agent_folder.to_string_lossy();
 
-        let listen = format!("127.0.0.1:{port}");
+        let (listen, api) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{api_port}"));
         // Under a name of its own, it leads again at once when it comes back.
-        let arguments = ["operator", "--namespace", NAMESPACE, "--listen", &listen, "--lease-identity", "demo"];
-        let operator = ground.spawn("operator", tenantry, arguments, [("KUBECONFIG", &operator_config)])?;
+        let arguments = ["operator", "--namespace", NAMESPACE, "--lease-identity", "demo"];
+        let arguments = arguments.into_iter().chain(["--listen", &listen, "--api-listen", &api]);
+        let variables = [("KUBECONFIG", operator_config.as_os_str()), ("TENANTRY_LEDGER_URL", ledger.as_ref())];
+        let operator = ground.spawn("operator", tenantry, arguments, variables)?;
         let arguments = ["agent", "--all-namespaces", "--dir", &tenants_dir];
         let agent = ground.spawn("agent", tenantry, arguments, [("KUBECONFIG", &agent_config)])?;
         let listen = format!("127.0.0.1:{crm_port}");
@@ -63,9 +79,39 @@ impl Parts {
         ground.set_env("TENANTRY_METRICS_URL", &format!("http://127.0.0.1:{port}/metrics"))?;
         ground.set_env("TENANTRY", &tenantry.to_string_lossy())?;
         ground.set_env("CRM_URL", &format!("http://127.0.0.1:{crm_port}"))?;
-        let parts = Self { operator, agent, crm, crm_port };
-        parts.tell_pid(ground)?;
+        ground.set_env("TENANTRY_API_URL", &format!("http://127.0.0.1:{api_port}"))?;
+        ground.set_env("TENANTRY_LEDGER_URL", ledger)?;
+        let parts = Self { operator, agent, crm, relay: None, crm_port, api_port };
+        parts.tell_pids(ground)?;
         Ok(parts)
+    }
+
+    /// Starts the relay of a DatabaseServer, as the ServiceAccount that the operator has made for it.
+    pub(super) fn start_relay(
+        &mut self,
+        ground: &mut Devcluster,
+        tenantry: &Path,
+        server: &str,
+        folder: &Path,
+    ) -> Result<(), Error> {
+        let namespace = format!("tenantry-relay-{server}");
+        let (config, token) = boot::blocking(async {
+            await_account(ground.client().await?, &namespace, RELAY).await?;
+            let config = ground.service_account_kubeconfig(&namespace, RELAY).await?;
+            Ok((config, ground.service_account_token(&namespace, RELAY, Some(AUDIENCE)).await?))
+        })?;
+        let token_file = folder.join("relay-token");
+        pki::write_private(&token_file, &token)?;
+        let port = ports::choose("the relay", None)?;
+        let (listen, api) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{}", self.api_port));
+        let token_file = token_file.to_string_lossy();
+        let arguments = ["relay", "--server", server, "--namespace", &namespace, "--listen", &listen];
+        let arguments = arguments.into_iter().chain(["--api-url", &api, "--token-file", &token_file]);
+        let relay = ground.spawn("relay", tenantry, arguments, [("KUBECONFIG", &config)])?;
+        relay.await_ready(PROGRAM_READY, || http::get(port, "localhost", "/readyz")?.success())?;
+        ground.set_env("RELAY_METRICS_URL", &format!("http://127.0.0.1:{port}/metrics"))?;
+        self.relay = Some(relay);
+        self.tell_pids(ground)
     }
 
     /// Does some work with a client while all parts are up; fails as soon as one ends.
@@ -100,31 +146,62 @@ impl Parts {
         })
     }
 
-    /// Stays until `until` is readable. An operator that ends is started again, as
+    /// Stays until `until` is readable. An operator or relay that ends is started again, as
     /// Kubernetes would; any other part that ends is an error.
     pub(super) fn supervise(&self, ground: &mut Devcluster, until: &impl AsFd) -> Result<(), Error> {
         let mut short_lives = 0;
+        let restarted = || [Some(&self.operator), self.relay.as_ref()].into_iter().flatten();
+        let all: Vec<&Process> = restarted().chain([&self.agent, &self.crm]).collect();
         loop {
             let start = Instant::now();
-            match ground.supervise(until, &[&self.operator, &self.agent, &self.crm]) {
-                Err(Error::Died { program, status, .. })
-                    if program == self.operator.name() && short_lives < SHORT_LIVES =>
-                {
-                    eprintln!("demo: the operator ended ({status}); it is started again, as Kubernetes would");
-                    short_lives = if start.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
-                    self.operator.start_again()?;
-                    self.tell_pid(ground)?;
-                }
-                result => return result,
+            let error = match ground.supervise(until, &all) {
+                Err(error) => error,
+                ended => return ended,
+            };
+            let Error::Died { program, status, .. } = &error else { return Err(error) };
+            let Some(ended) = restarted().find(|process| process.name() == program) else { return Err(error) };
+            if short_lives >= SHORT_LIVES {
+                return Err(error);
             }
+            eprintln!("demo: the {program} ended ({status}); it is started again, as Kubernetes would");
+            short_lives = if start.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
+            ended.start_again()?;
+            self.tell_pids(ground)?;
         }
     }
 
-    fn tell_pid(&self, ground: &mut Devcluster) -> Result<(), Error> {
-        match self.operator.pid() {
-            Some(pid) => ground.set_env("OPERATOR_PID", &pid.to_string()),
-            None => Ok(()),
+    /// Those that may be killed at any moment, and are started again.
+    pub(super) fn mortal(&self) -> Vec<&Process> {
+        [Some(&self.operator), self.relay.as_ref(), Some(&self.agent)].into_iter().flatten().collect()
+    }
+
+    pub(super) fn tell_pids(&self, ground: &mut Devcluster) -> Result<(), Error> {
+        let pids = [("OPERATOR_PID", Some(&self.operator)), ("RELAY_PID", self.relay.as_ref())];
+        for (name, process) in pids {
+            if let Some(pid) = process.and_then(Process::pid) {
+                ground.set_env(name, &pid.to_string())?;
+            }
         }
+        Ok(())
+    }
+}
+
+/// Waits for a ServiceAccount that the operator makes.
+async fn await_account(client: Client, namespace: &str, name: &str) -> Result<(), Error> {
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "ServiceAccount"));
+    let accounts: Api<DynamicObject> = Api::namespaced_with(client, namespace, &kind);
+    let since = Instant::now();
+    loop {
+        if accounts.get_opt(name).await.map_err(boot::failed("look for the relay's ServiceAccount"))?.is_some() {
+            return Ok(());
+        }
+        if since.elapsed() > PROGRAM_READY {
+            return Err(Error::Missing {
+                what: format!("the operator has made no ServiceAccount {namespace}/{name}"),
+                hint: "`kubectl get databaseserver main -o yaml` and log/operator.log tell why".into(),
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -1,9 +1,12 @@
 //! Waits until every Tenant is Ready, and shows how each gets there.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::process::Command;
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -12,8 +15,9 @@ use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
+use serde_json::json;
 
-use super::{Steps, parts::closed};
+use super::{Steps, complete, parts::closed};
 use crate::{Error, Signals};
 
 /// How waiting ended.
@@ -48,6 +52,35 @@ pub(super) async fn ready(
         None => Outcome::Interrupted,
         Some(()) => Outcome::Late(reasons(&seen)),
     })
+}
+
+/// The names of all Tenants.
+pub(super) fn names(kubectl: &mut Command) -> Result<Vec<String>, Error> {
+    let names = complete(kubectl.args(["get", "tenants", "-o", "jsonpath={.items[*].metadata.name}"]))?;
+    Ok(names.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Writes so many Tenants into a file: every fifth of tier bridge, every tenth of tier dedicated,
+/// the others pooled on several plans.
+pub(super) fn write_more(folder: &Path, number: usize) -> Result<PathBuf, Error> {
+    let tenant = |at: usize| {
+        let (plan, tier) = match at % 10 {
+            0 => ("enterprise", "dedicated"),
+            5 => ("smb", "bridge"),
+            1 | 6 => ("free", "pooled"),
+            2 | 7 => ("soho", "pooled"),
+            _ => ("smb", "pooled"),
+        };
+        json!({
+            "apiVersion": "tenantry.io/v1alpha1", "kind": "Tenant", "metadata": {"name": format!("more-{at}")},
+            "spec": {"displayName": format!("Customer {at}"), "application": "crm", "plan": plan, "tier": tier},
+        })
+    };
+    let items: Vec<_> = (0..number).map(tenant).collect();
+    let path = folder.join("more-tenants.json");
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    fs::write(&path, list.to_string()).map_err(Error::file("write", &path))?;
+    Ok(path)
 }
 
 /// What one Tenant's status said last.
