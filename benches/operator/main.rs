@@ -15,6 +15,7 @@ mod replay;
 mod report;
 mod statements;
 mod tenants;
+mod usage;
 
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ enum Figure {
     Bulkhead,
     /// (a), (b) for tier dedicated
     Dedicated,
+    /// (i): calls of record_usage
+    Usage,
 }
 
 fn main() -> Result<()> {
@@ -99,8 +102,14 @@ fn command() -> String {
     if words.is_empty() { "make bench".into() } else { format!("make bench ARGS=\"{}\"", words.join(" ")) }
 }
 
+/// For how long each kind of transaction is counted.
+const SPELL: Duration = Duration::from_secs(3);
+
 async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let wants = |figure| args.figures.is_empty() || args.figures.contains(&figure);
+    if wants(Figure::Usage) {
+        usage::measure(report, SPELL).await?;
+    }
     // Dedicated tenants are made three times: in search of the ceiling, by the bare client, by the
     // operator; at least as many as are made at a time. Each has three pods.
     let pods = (args.dedicated * 3 + 200) * 3 + args.tenants / 100 + 100;
