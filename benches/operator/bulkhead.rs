@@ -7,10 +7,10 @@ use devcluster::{Postgres, PostgresOptions};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tenantry::api::{DatabaseServer, Tenant};
+use tenantry::api::Tenant;
 
 use crate::{
     ground::Ground,
@@ -73,10 +73,5 @@ pub async fn measure(ground: &Ground, report: &mut Report, many: usize, few: usi
     settle(ground, Duration::from_secs(5)).await?;
     // The server goes with this function: its tenants go first.
     crate::tenants::delete_all(&ground.client, &names).await?;
-    watch.await_gone("cold").await?;
-    // As long as it is there, an operator that has just started waits for it before it places
-    // anybody who may have data on it.
-    let delete = DeleteParams::default();
-    Api::<DatabaseServer>::all(ground.client.clone()).delete("second", &delete).await?;
-    Ok(())
+    watch.await_gone("cold").await
 }
