@@ -140,6 +140,9 @@ impl Drop for Workdir {
         } else if self.clean(KEPT).is_ok() {
             let _ = self.mark(None);
         }
+        // To close the file is not enough: a process that another thread is just starting has a copy
+        // of it until it runs its own program, and would hold the lock until then.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -153,7 +156,10 @@ pub(crate) fn end_owner(dir: &Path) -> Result<(), Error> {
     let lock = File::open(&lock_path).map_err(Error::file("read", &lock_path))?;
     match lock.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}
-        Ok(()) => return Err(not_running(true)),
+        Ok(()) => {
+            let _ = lock.unlock();
+            return Err(not_running(true));
+        }
         Err(TryLockError::Error(error)) => return Err(Error::file("lock", &lock_path)(error)),
     }
     // The lock is held, so the process lives and its id is its own.
@@ -219,4 +225,22 @@ fn remove(path: &Path) -> Result<(), Error> {
         Ok(_) => fs::remove_file(path),
     };
     result.map_err(Error::file("remove", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_again_while_a_process_that_is_starting_has_a_copy_of_its_lock() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let dir = parent.path().join("ground");
+        let workdir = Workdir::claim(&dir).expect("new");
+        // What a fork has until it executes another program.
+        let copy = workdir.lock.try_clone().expect("a copy");
+        assert!(matches!(Workdir::claim(&dir), Err(Error::InUse { pid: Some(_), .. })));
+        drop(workdir);
+        Workdir::claim(&dir).expect("free");
+        drop(copy);
+    }
 }

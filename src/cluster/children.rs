@@ -307,6 +307,21 @@ impl<S: Clone + PartialEq> Children<S> {
         ours.filter_map(|(key, child)| Some((key.clone(), child.owner.clone()?, child.state.clone()))).collect()
     }
 
+    /// Forgets what need not be remembered any more, and gives back the room of what has gone:
+    /// after thousands of tenants were deleted, that is most of what is held.
+    pub fn tidy(&self) {
+        let mut maps = self.lock();
+        maps.expire(Instant::now());
+        let Maps { children, by_owner, refused, departed, departures, writes: _ } = &mut *maps;
+        fit(children);
+        fit(by_owner);
+        fit(refused);
+        fit(departed);
+        if departures.len() < departures.capacity() / 4 {
+            departures.shrink_to_fit();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Maps<S>> {
         // Every update is one insertion or removal, so a panic in between leaves nothing half done.
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
@@ -332,16 +347,20 @@ impl<S> Maps<S> {
     }
 
     fn departs(&mut self, key: &Key, uid: &str, version: u64) {
-        while self.departures.front().is_some_and(|(when, _)| when.elapsed() > REMEMBERED) {
+        let now = Instant::now();
+        self.expire(now);
+        self.departed.insert(key.clone(), (uid.to_owned(), version, now));
+        self.departures.push_back((now, key.clone()));
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while self.departures.front().is_some_and(|(when, _)| now.duration_since(*when) > REMEMBERED) {
             if let Some((when, key)) = self.departures.pop_front()
                 && self.departed.get(&key).is_some_and(|(_, _, last)| *last == when)
             {
                 self.departed.remove(&key);
             }
         }
-        let now = Instant::now();
-        self.departed.insert(key.clone(), (uid.to_owned(), version, now));
-        self.departures.push_back((now, key.clone()));
     }
 
     fn remove(&mut self, key: &Key) -> Option<Owner> {
@@ -353,6 +372,13 @@ impl<S> Maps<S> {
             }
         }
         Some(owner)
+    }
+}
+
+/// Gives back the room of a map that is mostly empty.
+fn fit<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
+    if map.len() < map.capacity() / 4 {
+        map.shrink_to_fit();
     }
 }
 

@@ -121,3 +121,30 @@ fn who_was_refused_a_name_is_told_when_it_is_free() {
     children.refused(&key(), &object(0, "a-1", "x"));
     assert_eq!(children.gone(&key(), &foreign), Some(Owner::Pool("a-1".into())));
 }
+
+#[test]
+fn what_went_takes_no_room_for_long() {
+    let children = children();
+    let key =
+        |number: usize| Key { kind: Kind::ConfigMap, namespace: Some("pool-a-1".into()), name: format!("m{number}") };
+    let owner = |number: usize| format!("a-{}", number / 2);
+    for number in 0..4_000 {
+        children.wrote(&key(number), 1, &object(5, &owner(number), "x"));
+    }
+    for number in 1..4_000 {
+        children.gone(&key(number), &object(7, &owner(number), "x"));
+    }
+    children.tidy();
+    let late = object(6, &owner(1), "x");
+    children.wrote(&key(1), 1, &late);
+    assert!(matches!(children.observe(&key(1), 1), Observed::Absent), "it is remembered for a while");
+    {
+        let mut maps = children.lock();
+        assert!(maps.children.capacity() < 100 && maps.by_owner.capacity() < 100, "only one is left");
+        maps.expire(Instant::now() + REMEMBERED + Duration::from_secs(1));
+    }
+    children.tidy();
+    let maps = children.lock();
+    assert_eq!((maps.departed.len(), maps.departures.len()), (0, 0));
+    assert!(maps.departed.capacity() < 100 && maps.departures.capacity() < 100);
+}

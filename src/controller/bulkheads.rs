@@ -4,6 +4,10 @@
 //!
 //! Who finds no seat is not made to wait inside a reconcile, which would take the place that is
 //! to be kept free: it is put on the server's list and looked at again when a seat is free.
+//!
+//! While a server is away, a seat of it is given to the next one only after a while: there is
+//! nothing to do but to say so in a status, and a thousand of these at once would take the API
+//! server from those who can be served.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -18,6 +22,9 @@ use crate::cluster::Owner;
 /// After how long an object without a seat is looked at in any case, should all who have one
 /// end without a word.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(15);
+
+/// How long a seat on a server that is away stays empty.
+const HELD: Duration = Duration::from_secs(1);
 
 /// Who is at work on which server. Tenants and pools have queues of their own, and seats of
 /// their own.
@@ -54,6 +61,8 @@ struct Hall {
 #[derive(Default)]
 struct Seats {
     taken: usize,
+    /// Of these, the ones on which nobody sits: the server is away.
+    held: usize,
     /// Those that wait, in their order; once each.
     order: VecDeque<Owner>,
     waiting: BTreeSet<Owner>,
@@ -92,9 +101,10 @@ impl Hall {
 
     /// Gives a seat back; those that are to be looked at are as many as there is room for, since
     /// the first of them may be gone by now. The server's own come first.
-    fn leave(&mut self, server: &str, size: Size) -> Vec<Owner> {
+    fn leave(&mut self, server: &str, held: bool, size: Size) -> Vec<Owner> {
         if let Some(seats) = self.servers.get_mut(server) {
             seats.taken -= 1;
+            seats.held -= usize::from(held);
         }
         let (own, others): (Vec<_>, Vec<_>) = self.servers.keys().cloned().partition(|name| name == server);
         let mut called = Vec::new();
@@ -124,9 +134,17 @@ impl Bulkheads {
         self.halls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A seat stays empty for a while.
+    fn hold(&self, queue: &Discriminant<Owner>, server: &str) {
+        if let Some(seats) = self.lock().get_mut(queue).and_then(|hall| hall.servers.get_mut(server)) {
+            seats.held += 1;
+        }
+    }
+
     /// How many reconciles are at work on a server.
     pub(super) fn taken(&self, server: &str) -> usize {
-        self.lock().values().filter_map(|hall| Some(hall.servers.get(server)?.taken)).sum()
+        let taken = |seats: &Seats| seats.taken - seats.held;
+        self.lock().values().filter_map(|hall| hall.servers.get(server).map(taken)).sum()
     }
 }
 
@@ -139,12 +157,18 @@ pub(super) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let size = self.world.size(&self.queue);
-        let mut halls = self.world.bulkheads.lock();
-        let next = halls.get_mut(&self.queue).map(|hall| hall.leave(&self.server, size));
-        drop(halls);
-        for owner in next.into_iter().flatten() {
-            push_owner(&self.world, &owner);
+        let (world, queue, server) = (Arc::clone(&self.world), self.queue, std::mem::take(&mut self.server));
+        let away = world.databases.get(&server).is_some_and(|connected| connected.server.statistics().away);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if away => {
+                world.bulkheads.hold(&queue, &server);
+                runtime.spawn(async move {
+                    tokio::time::sleep(HELD).await;
+                    world.leave(&queue, &server, true);
+                });
+            }
+            // Nothing runs any more that could wait.
+            _ => world.leave(&queue, &server, false),
         }
     }
 }
@@ -157,6 +181,16 @@ impl World {
         let size = self.size(&queue);
         let entered = self.bulkheads.lock().entry(queue).or_default().enter(server, owner, size);
         entered.then(|| Seat { world: Arc::clone(self), queue, server: server.to_owned() })
+    }
+
+    fn leave(self: &Arc<Self>, queue: &Discriminant<Owner>, server: &str, held: bool) {
+        let size = self.size(queue);
+        let mut halls = self.bulkheads.lock();
+        let next = halls.get_mut(queue).map(|hall| hall.leave(server, held, size));
+        drop(halls);
+        for owner in next.into_iter().flatten() {
+            push_owner(self, &owner);
+        }
     }
 
     /// How many reconciles of tenants may be at work on one server.
@@ -192,9 +226,12 @@ mod tests {
         let mut hall = Hall::default();
         assert!(hall.enter("s", &owner("a"), SMALL) && hall.enter("s", &owner("b"), SMALL));
         assert!(["c", "d", "c", "e"].iter().all(|name| !hall.enter("s", &owner(name), SMALL)));
-        assert_eq!(hall.leave("s", SMALL), [owner("c")]);
+        assert_eq!(hall.leave("s", false, SMALL), [owner("c")]);
         assert!(hall.enter("s", &owner("c"), SMALL));
-        assert_eq!((hall.leave("s", SMALL), hall.leave("s", SMALL)), (vec![owner("d")], vec![owner("e")]));
+        assert_eq!(
+            (hall.leave("s", false, SMALL), hall.leave("s", false, SMALL)),
+            (vec![owner("d")], vec![owner("e")])
+        );
         assert!(hall.servers.is_empty());
     }
 
@@ -203,8 +240,8 @@ mod tests {
         let mut hall = Hall::default();
         assert!(hall.enter("s", &owner("a"), SMALL) && hall.enter("s", &owner("b"), SMALL));
         assert!(["gone", "c"].iter().all(|name| !hall.enter("s", &owner(name), SMALL)));
-        assert_eq!(hall.leave("s", SMALL), [owner("gone")], "it is not there any more, and takes no seat");
-        assert_eq!(hall.leave("s", SMALL), [owner("c")]);
+        assert_eq!(hall.leave("s", false, SMALL), [owner("gone")], "it is not there any more, and takes no seat");
+        assert_eq!(hall.leave("s", false, SMALL), [owner("c")]);
     }
 
     #[test]
@@ -213,9 +250,9 @@ mod tests {
         let mut hall = Hall::default();
         assert!(hall.enter("s", &owner("a"), size));
         assert!(!hall.enter("s", &owner("b"), size) && !hall.enter("s", &owner("c"), size));
-        assert_eq!(hall.leave("s", size), [owner("b")]);
+        assert_eq!(hall.leave("s", false, size), [owner("b")]);
         assert!(hall.enter("s", &owner("c"), size), "before b came");
-        assert!(hall.leave("s", size).is_empty());
+        assert!(hall.leave("s", false, size).is_empty());
     }
 
     #[test]
@@ -243,9 +280,22 @@ mod tests {
         let size = Size { seats: 8, servers: 3 };
         let mut hall = Hall::default();
         assert_eq!((fill(&mut hall, "a", size), fill(&mut hall, "b", size)), (4, 3), "one is kept for the third");
-        assert_eq!(hall.leave("a", size), [owner("a-4")], "its own come first");
+        assert_eq!(hall.leave("a", false, size), [owner("a-4")], "its own come first");
         assert!(hall.enter("a", &owner("a-4"), size));
         hall.servers.get_mut("a").expect("a's seats").order.clear();
-        assert_eq!(hall.leave("a", size), [owner("b-3")]);
+        assert_eq!(hall.leave("a", false, size), [owner("b-3")]);
+    }
+
+    #[test]
+    fn a_seat_that_is_held_back_is_taken_and_nobody_is_at_work_on_it() {
+        let bulkheads = Bulkheads::default();
+        let queue = discriminant(&owner("a"));
+        assert!(bulkheads.lock().entry(queue).or_default().enter("s", &owner("a"), SMALL));
+        bulkheads.hold(&queue, "s");
+        assert_eq!(bulkheads.taken("s"), 0);
+        let mut halls = bulkheads.lock();
+        let hall = halls.get_mut(&queue).expect("the hall");
+        assert!(hall.enter("s", &owner("b"), SMALL) && !hall.enter("s", &owner("c"), SMALL), "two seats");
+        assert_eq!(hall.leave("s", true, SMALL), [owner("c")], "called when the time is over");
     }
 }

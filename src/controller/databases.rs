@@ -14,8 +14,8 @@ use std::{
 
 use super::tenant::Stranger;
 use crate::database::{
-    DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
-    TenantSettings,
+    AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo,
+    TenantId, TenantRecord, TenantSettings,
 };
 
 /// How many tenants' records are read anew at a time, at most.
@@ -107,6 +107,22 @@ struct DatabaseIndex {
     tenants: HashMap<TenantId, Arc<TenantRecord>>,
     meters: HashMap<String, Vec<MeterDefinition>>,
     limits: BTreeMap<String, Vec<Limit>>,
+    /// What ran for the tenant that was taken in last.
+    migrations: Arc<[AppliedMigration]>,
+}
+
+impl DatabaseIndex {
+    fn take_in(&mut self, mut record: TenantRecord) -> Arc<TenantRecord> {
+        // One copy for all that have the same: of ten thousand tenants, most do.
+        if record.migrations == self.migrations {
+            record.migrations = Arc::clone(&self.migrations);
+        } else {
+            self.migrations = Arc::clone(&record.migrations);
+        }
+        let record = Arc::new(record);
+        self.tenants.insert(record.id.clone(), Arc::clone(&record));
+        record
+    }
 }
 
 impl Connected {
@@ -167,11 +183,12 @@ impl Connected {
         records: Vec<TenantRecord>,
         limits: BTreeMap<String, Vec<Limit>>,
     ) {
-        let tenants = records.into_iter().map(|record| (record.id.clone(), Arc::new(record))).collect();
         let purpose = database.mark.map(|mark| mark.purpose);
-        let name = database.name;
-        let index = DatabaseIndex { purpose, ready: false, tenants, meters: HashMap::new(), limits };
-        self.lock().insert(name, index);
+        let mut index = DatabaseIndex { purpose, limits, ..DatabaseIndex::default() };
+        for record in records {
+            index.take_in(record);
+        }
+        self.lock().insert(database.name, index);
     }
 
     /// Takes in the records of a database that belongs to another cluster.
@@ -332,11 +349,7 @@ impl Connected {
 
     /// Takes in the record of a tenant that was made just now: nobody else reads it yet.
     pub(super) fn set_record(&self, database: &str, record: TenantRecord) -> Arc<TenantRecord> {
-        let record = Arc::new(record);
-        let mut databases = self.lock();
-        let index = databases.entry(database.to_owned()).or_default();
-        index.tenants.insert(record.id.clone(), Arc::clone(&record));
-        record
+        self.lock().entry(database.to_owned()).or_default().take_in(record)
     }
 
     fn forget_record(&self, database: &str, id: &TenantId) {
@@ -440,7 +453,7 @@ mod tests {
                 time_zone: "UTC".into(),
             },
             logins: Vec::new(),
-            migrations: Vec::new(),
+            migrations: [].into(),
         }
     }
 

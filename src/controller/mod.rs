@@ -79,6 +79,9 @@ use crate::{
 /// How many objects of each resource but Tenant are reconciled at a time.
 const FEW: u16 = 16;
 
+/// How often what is known of children is tidied up.
+const TIDY: Duration = Duration::from_secs(60);
+
 /// How long a start waits for servers that don't answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
@@ -321,7 +324,19 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             queue::work(Arc::clone(world), tenants),
         )
     };
-    tokio::join!(servers, rest);
+    tokio::select! {
+        _ = async { tokio::join!(servers, rest) } => {}
+        () = tidy(world) => {}
+    }
+}
+
+/// Gives back from time to time what nobody needs any more; never ends.
+async fn tidy(world: &World) {
+    let children = world.cluster.shared_children();
+    loop {
+        tokio::time::sleep(TIDY).await;
+        children.tidy();
+    }
 }
 
 async fn facts(client: &Client) -> anyhow::Result<Facts> {

@@ -115,7 +115,7 @@ fn record(row: &Row) -> Result<TenantRecord> {
             .into_iter()
             .map(|row| AppliedMigration { name: row.name, checksum: row.checksum })
             .collect(),
-        None => Vec::new(),
+        None => [].into(),
     };
     Ok(TenantRecord {
         name: row.get(1),

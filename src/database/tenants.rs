@@ -208,7 +208,7 @@ fn fresh_record(spec: &TenantSpec, login: &IssuedLogin) -> TenantRecord {
             digest: login.password.digest(),
             since: jiff::Timestamp::now(),
         }],
-        migrations: Vec::new(),
+        migrations: [].into(),
     }
 }
 

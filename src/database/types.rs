@@ -1,5 +1,6 @@
 //! What goes in and out of this module: plain values, no Kubernetes type among them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -212,8 +213,8 @@ pub struct TenantRecord {
     pub settings: TenantSettings,
     /// The application's logins that are or may be in use, at most two.
     pub logins: Vec<LoginRecord>,
-    /// The application's migrations that ran, in the order they ran.
-    pub migrations: Vec<AppliedMigration>,
+    /// The application's migrations that ran, in the order they ran: the same for most tenants.
+    pub migrations: Arc<[AppliedMigration]>,
 }
 
 impl TenantRecord {

@@ -8,8 +8,9 @@ use crate::api::{
 /// Whether a server that was not reached yet may have data of a tenant of this name, as far as
 /// that is known without it: then nobody of that name is made anew before it has answered. A
 /// tenant may come back to other servers than it was made on: lists, tiers and what a server
-/// takes change. One that nobody names and that had nothing when it was reached last is waited
-/// for by nobody: it would keep all others from being served.
+/// takes change. One that nobody names and that had nothing when it was reached last, or nothing
+/// but the databases of other Applications' pools, is waited for by nobody: it would keep all
+/// others from being served.
 pub fn may_have_data(server: &DatabaseServer, tenant: &str, application: &Application, pools: &[&Pool]) -> bool {
     let metadata = &server.metadata;
     let skipped = metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_SKIP_LOOKUP));
@@ -20,11 +21,16 @@ pub fn may_have_data(server: &DatabaseServer, tenant: &str, application: &Applic
     let database = &application.spec.database;
     let choices = [&database.pooled, &database.bridge, &database.dedicated];
     let mut listed = choices.into_iter().flatten().flat_map(|choice| &choice.servers);
-    let mut in_pools = pools.iter().filter(|pool| pool.spec.application == application_name);
+    let here = pools.iter().filter(|pool| Some(pool.spec.server.as_str()) == name);
+    let (own, others): (Vec<&Pool>, Vec<&Pool>) = here.partition(|pool| pool.spec.application == application_name);
+    let of_others = i64::try_from(others.len()).unwrap_or(i64::MAX);
     listed.any(|listed| Some(listed.as_str()) == name)
-        || in_pools.any(|pool| Some(pool.spec.server.as_str()) == name)
+        || !own.is_empty()
         || server.spec.reserved_for.as_deref() == Some(tenant)
-        || server.status.as_ref().is_some_and(|status| status.databases > 0 || status.tenants > 0)
+        || server
+            .status
+            .as_ref()
+            .is_some_and(|status| status.databases > of_others || status.databases == 0 && status.tenants > 0)
 }
 
 fn metadata_name(application: &Application) -> &str {
@@ -131,6 +137,11 @@ mod tests {
         };
         assert!(asked(json!({}), &elsewhere, &[&pool("crm")]), "its status may be lost with all others");
         assert!(!asked(json!({}), &elsewhere, &[&pool("another")]));
+        let one = || json!({"status": {"databases": 1, "tenants": 40}});
+        assert!(!asked(one(), &elsewhere, &[&pool("another")]), "all that is there is another Application's");
+        assert!(asked(one(), &elsewhere, &[&pool("crm")]));
+        let two = json!({"status": {"databases": 2, "tenants": 41}});
+        assert!(asked(two, &elsewhere, &[&pool("another")]), "and one that no pool has");
     }
 
     #[test]
