@@ -14,8 +14,8 @@ use std::{
 
 use super::tenant::Stranger;
 use crate::database::{
-    DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo, TenantId, TenantRecord,
-    TenantSettings,
+    DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, PasswordDigest, Purpose, Result, Server, ServerInfo,
+    TenantId, TenantRecord, TenantSettings,
 };
 
 /// How many tenants' records are read anew at a time, at most.
@@ -64,6 +64,12 @@ impl Databases {
         loading
     }
 
+    /// The name of the DatabaseServer that a connection is of.
+    pub(super) fn name_of(&self, connected: &Connected) -> Option<String> {
+        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().find(|(_, server)| std::ptr::eq(Arc::as_ptr(server), connected)).map(|(name, _)| name.clone())
+    }
+
     pub(super) fn insert(&self, name: &str, server: Arc<Connected>) {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.servers.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), server);
@@ -93,6 +99,10 @@ pub(super) struct Connected {
     hasher: RandomState,
     /// What other clusters have here, by the Tenant's name and the Application's.
     strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
+    /// The password of each relay's login that was compared with the server's, and when room was
+    /// made in an outbox last.
+    relays: Mutex<HashMap<String, PasswordDigest>>,
+    kept: Mutex<HashMap<String, Instant>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
     health: Mutex<Option<(Instant, ServerInfo)>>,
 }
@@ -129,6 +139,8 @@ impl Connected {
             turns: array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
             strangers: Mutex::default(),
+            relays: Mutex::default(),
+            kept: Mutex::default(),
             health,
         }
     }
@@ -233,6 +245,7 @@ impl Connected {
             return Ok(false);
         }
         self.server.drop_database(database, cluster_id).await?;
+        self.doubt_relay(database);
         self.made(database);
         self.lock().remove(database);
         Ok(true)
@@ -258,6 +271,37 @@ impl Connected {
     /// Whether a database was made ready by this process.
     pub(super) fn is_ready(&self, database: &str) -> bool {
         self.lock().get(database).is_some_and(|index| index.ready)
+    }
+
+    /// The password of a relay's login, if it was compared with the server's.
+    pub(super) fn relay(&self, database: &str) -> Option<PasswordDigest> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).get(database).copied()
+    }
+
+    /// Notes that this is the password of a relay's login.
+    pub(super) fn set_relay(&self, database: &str, digest: PasswordDigest) {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).insert(database.to_owned(), digest);
+    }
+
+    /// Somebody may have changed a relay's login: it is compared again.
+    pub(super) fn doubt_relay(&self, database: &str) {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).remove(database);
+    }
+
+    /// Whether room in an outbox is to be made again, which lasts for days; if so, it is taken for
+    /// done.
+    pub(super) fn room_is_due(&self, database: &str, interval: Duration) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = kept.get(database).is_none_or(|kept| kept.elapsed() >= interval);
+        if is_due {
+            kept.insert(database.to_owned(), Instant::now());
+        }
+        is_due
+    }
+
+    /// Making room has failed: it is due.
+    pub(super) fn no_room_was_made(&self, database: &str) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(database);
     }
 
     /// The names of all databases that are known.

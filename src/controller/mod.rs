@@ -25,6 +25,7 @@ mod plan;
 mod pool;
 mod process;
 mod queue;
+mod relay;
 mod retire;
 mod rollout;
 mod routes;

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, MANAGED_BY, Pool, Route};
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+
+use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_RELAY, LABEL_TENANT, MANAGED_BY, Pool, Route};
 
 /// The ClusterRole that the operator binds itself to in each namespace that it makes.
 pub const NAMESPACE_ROLE: &str = "tenantry-namespace";
@@ -38,8 +41,8 @@ pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 
 /// The labels that the operator sets on pods, and that a template therefore can't.
-pub const POD_LABELS: [&str; 7] =
-    [LABEL_NAME, LABEL_INSTANCE, LABEL_COMPONENT, LABEL_PART_OF, LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT];
+pub const POD_LABELS: [&str; 8] =
+    [LABEL_NAME, LABEL_INSTANCE, LABEL_COMPONENT, LABEL_PART_OF, LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, LABEL_RELAY];
 
 /// What an object belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +94,47 @@ pub fn pool_namespace(pool: &str) -> String {
 /// The namespace of a tenant of tier bridge or dedicated.
 pub fn tenant_namespace(tenant: &str) -> String {
     format!("tenant-{tenant}")
+}
+
+/// The relay of a DatabaseServer: its ServiceAccount, Deployment and container, and what is its
+/// alone in its namespace.
+pub const RELAY: &str = "relay";
+
+/// The audience of the tokens that the operator's API takes.
+pub const AUDIENCE: &str = "tenantry";
+
+/// The longest name of a namespace.
+const LONGEST_NAMESPACE: usize = 63;
+
+/// The namespace of a DatabaseServer's relay. Of a name that is too long, the end is told by a hash.
+pub fn relay_namespace(server: &str) -> String {
+    let name = format!("tenantry-relay-{server}");
+    if name.len() <= LONGEST_NAMESPACE {
+        return name;
+    }
+    let hash = HEXLOWER.encode(&Sha256::digest(server.as_bytes())[..5]);
+    // Names of DatabaseServers are ASCII.
+    let kept = name.get(..LONGEST_NAMESPACE - hash.len() - 1).unwrap_or(&name);
+    format!("{}-{hash}", kept.trim_end_matches('-'))
+}
+
+/// The user that a DatabaseServer's relay is to the API server.
+pub fn relay_user(server: &str) -> String {
+    format!("system:serviceaccount:{}:{RELAY}", relay_namespace(server))
+}
+
+/// The labels of every object that is for a DatabaseServer's relay.
+pub fn relay_labels(server: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()),
+        (LABEL_RELAY.to_owned(), server.to_owned()),
+    ])
+}
+
+/// The Secret with the relay's login in a database. No two of the names that are given to databases
+/// here differ in `-` and `_` alone.
+pub fn relay_secret(database: &str) -> String {
+    database.replace('_', "-")
 }
 
 /// The `number`th database that bridge tenants of an application share: at most 63 bytes, so
@@ -159,3 +203,20 @@ pub const ENV_PLAN: &str = "TENANTRY_PLAN";
 pub const ENV_HOST: &str = "TENANTRY_HOST";
 /// The environment variable that tells a container where the tenants' files are.
 pub const ENV_TENANTS_DIR: &str = "TENANTRY_TENANTS_DIR";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_of_a_relay_is_never_too_long_and_never_anothers() {
+        assert_eq!(relay_namespace("main"), "tenantry-relay-main");
+        let longest = relay_namespace(&"a".repeat(48));
+        assert_eq!(longest.len(), 63);
+        let (one, other) = (relay_namespace(&"a".repeat(63)), relay_namespace(&format!("{}b", "a".repeat(62))));
+        assert_ne!(one, other);
+        for name in [&one, &other, &relay_namespace(&format!("{}-{}", "a".repeat(36), "b".repeat(26)))] {
+            assert!(name.len() <= 63 && name.starts_with("tenantry-relay-a") && !name.contains("--"), "{name}");
+        }
+    }
+}

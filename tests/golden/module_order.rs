@@ -16,7 +16,7 @@ const ORDER: [(&str, &[&str]); 13] = [
     ("database", &["term"]),
     ("metering", &["billing"]),
     ("controller", &["api", "term", "billing", "desired", "cluster", "database", "metering"]),
-    ("relay", &["desired", "cluster", "database", "metering"]),
+    ("relay", &["api", "desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),
     ("web", &["api", "billing", "desired", "cluster", "database", "metering", "controller"]),
     ("cli", &["api", "desired", "cluster", "database", "metering", "controller"]),

@@ -217,6 +217,8 @@ async fn take_out_data(
     }
     if place.tier == Tier::Dedicated {
         connected.drop_if_empty(database, &world.facts.cluster_id).await?;
+        // Its relay's login there is over.
+        world.queues.servers.push(&place.server);
     }
     Ok(())
 }
