@@ -13,7 +13,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, events::Note, tenant, world::World};
+use super::{databases::Connected, events::Note, tenant, unsent, world::World};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
 
 /// How often room is made in an outbox. There is some for eight days.
@@ -221,6 +221,10 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
     };
     let mut first = Ok(());
     for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
+        if let Err(failure) = unsent::save(world, name, connected, &database, &record).await {
+            warn!(database, tenant = record.name, id = %record.id, "not dropped yet: {}", failure.message);
+            continue;
+        }
         if let Err(error) = drop_one(world, name, connected, &database, &record, now).await {
             warn!(database, tenant = record.name, id = %record.id, %error, "can't be dropped yet");
             first = first.and(Err(error));

@@ -35,6 +35,7 @@ mod slots;
 mod state;
 mod streams;
 mod tenant;
+mod unsent;
 mod workload;
 mod world;
 
@@ -211,6 +212,7 @@ pub async fn start(
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
+        ledger: None,
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),

@@ -179,11 +179,8 @@ impl Login<'_> {
             return Ok(password);
         }
         let live = self.world.cluster.read(key).await?;
-        let changing = || Failure {
-            class: Class::Waiting,
-            reason: "SecretChanged",
-            message: format!("{key} is being changed"),
-        };
+        let changing =
+            || Failure { class: Class::Waiting, reason: "SecretChanged", message: format!("{key} is being changed") };
         live.as_ref().and_then(matching).ok_or_else(changing)
     }
 

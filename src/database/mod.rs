@@ -27,6 +27,7 @@ mod takeover;
 mod tenants;
 mod tls;
 mod types;
+mod unsent;
 mod watchdog;
 
 pub use error::{Error, ErrorClass, Result};

@@ -448,7 +448,7 @@ fn key(event: &LeasedEvent) -> (&str, &str, i32, i64) {
     (event.tenant.as_str(), &event.meter, event.epoch, event.sequence)
 }
 
-fn event(row: &Row) -> Result<LeasedEvent> {
+pub(super) fn event(row: &Row) -> Result<LeasedEvent> {
     let kind: &str = row.get(5);
     let kind = OutboxKind::parse(kind).ok_or_else(|| {
         Error::permanent(format!("a usage event is of kind {kind:?}; was it written by a newer version?"))

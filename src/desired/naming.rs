@@ -41,8 +41,16 @@ pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 
 /// The labels that the operator sets on pods, and that a template therefore can't.
-pub const POD_LABELS: [&str; 8] =
-    [LABEL_NAME, LABEL_INSTANCE, LABEL_COMPONENT, LABEL_PART_OF, LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, LABEL_RELAY];
+pub const POD_LABELS: [&str; 8] = [
+    LABEL_NAME,
+    LABEL_INSTANCE,
+    LABEL_COMPONENT,
+    LABEL_PART_OF,
+    LABEL_MANAGED_BY,
+    LABEL_POOL,
+    LABEL_TENANT,
+    LABEL_RELAY,
+];
 
 /// What an object belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +133,7 @@ pub fn relay_user(server: &str) -> String {
 
 /// The labels of every object that is for a DatabaseServer's relay.
 pub fn relay_labels(server: &str) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        (LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()),
-        (LABEL_RELAY.to_owned(), server.to_owned()),
-    ])
+    BTreeMap::from([(LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()), (LABEL_RELAY.to_owned(), server.to_owned())])
 }
 
 /// The Secret with the relay's login in a database. No two of the names that are given to databases

@@ -291,7 +291,8 @@ impl Relay<'_> {
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
             ..NetworkPolicySpec::default()
         };
-        let dns = self.egress("allow-dns", vec![to(vec![in_namespace("kube-system", &[])], &[("UDP", 53), ("TCP", 53)])]);
+        let dns =
+            self.egress("allow-dns", vec![to(vec![in_namespace("kube-system", &[])], &[("UDP", 53), ("TCP", 53)])]);
         [Some(self.policy("default-deny", deny)), Some(dns), self.to_database(), self.to_api_server()]
             .into_iter()
             .chain([Some(self.to_api()), Some(self.from_monitoring())])
@@ -370,7 +371,8 @@ fn to(peers: Vec<NetworkPolicyPeer>, ports: &[(&str, i32)]) -> NetworkPolicyEgre
 
 /// The pods of a namespace that have these labels.
 fn in_namespace(namespace: &str, labels: &[(&str, &str)]) -> NetworkPolicyPeer {
-    let select = |labels: BTreeMap<String, String>| LabelSelector { match_labels: Some(labels), ..LabelSelector::default() };
+    let select =
+        |labels: BTreeMap<String, String>| LabelSelector { match_labels: Some(labels), ..LabelSelector::default() };
     let name = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())]);
     let labels: BTreeMap<_, _> = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     NetworkPolicyPeer {

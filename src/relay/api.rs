@@ -3,7 +3,6 @@
 //!
 //! hyper's client, which kube brings anyway: with it nothing is compiled that isn't already.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -65,8 +64,11 @@ impl Api {
         connector.enforce_http(false);
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(options.timeout));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls(options)?).https_or_http().enable_http1().wrap_connector(connector);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(options)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -111,7 +113,9 @@ impl Api {
         match status {
             StatusCode::OK | StatusCode::ACCEPTED => match serde_json::from_slice(body) {
                 Ok(answer) => Reply::Answered(answer),
-                Err(error) => Reply::Away { error: format!("{} gave no answer that is known: {error}", self.url), pause: None },
+                Err(error) => {
+                    Reply::Away { error: format!("{} gave no answer that is known: {error}", self.url), pause: None }
+                }
             },
             StatusCode::PAYLOAD_TOO_LARGE => Reply::TooLarge(text()),
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Reply::Refused(text()),
@@ -122,7 +126,9 @@ impl Api {
                         "; the token must be the relay's own, for audience tenantry"
                     }
                     StatusCode::FORBIDDEN => "; the API takes events of this server from its own relay alone",
-                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "; is --api-url that of the operator's API?",
+                    StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                        "; is --api-url that of the operator's API?"
+                    }
                     _ => "",
                 };
                 Reply::Away { error: format!("{} answered {}{advice}", self.url, text()), pause: retry_after(headers) }
@@ -142,7 +148,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn url(base: &str) -> Result<Uri, Error> {
-    let wrong = |why: &str| Error::Url(format!("--api-url {base:?} {why}: write http://HOST:PORT or https://HOST:PORT"));
+    let wrong =
+        |why: &str| Error::Url(format!("--api-url {base:?} {why}: write http://HOST:PORT or https://HOST:PORT"));
     let url: Uri = format!("{}{PATH}", base.trim_end_matches('/')).parse().map_err(|_| wrong("is no URL"))?;
     match (url.scheme_str(), url.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
@@ -208,7 +215,9 @@ mod tests {
             retry_after(&headers)
         };
         assert_eq!(asked("7"), Some(Duration::from_secs(7)));
-        let date = jiff::fmt::rfc2822::to_string(&(Timestamp::now() + jiff::SignedDuration::from_secs(60)).to_zoned(jiff::tz::TimeZone::UTC));
+        let date = jiff::fmt::rfc2822::to_string(
+            &(Timestamp::now() + jiff::SignedDuration::from_secs(60)).to_zoned(jiff::tz::TimeZone::UTC),
+        );
         let pause = asked(&date.expect("a date")).expect("understood");
         assert!(pause > Duration::from_secs(50) && pause <= Duration::from_secs(60), "{pause:?}");
         assert_eq!(asked("Thu, 01 Jan 1970 00:00:00 GMT"), None);

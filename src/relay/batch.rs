@@ -78,8 +78,7 @@ pub(super) fn usage(source: &str, leased: &LeasedEvent) -> Box<RawValue> {
 
 /// A mark, as a part of a batch.
 pub(super) fn mark(source: &str, mark: &Mark) -> Box<RawValue> {
-    let data =
-        event::Mark { meter: mark.meter.clone(), epoch: mark.epoch, sequence: mark.sequence, value: mark.value };
+    let data = event::Mark { meter: mark.meter.clone(), epoch: mark.epoch, sequence: mark.sequence, value: mark.value };
     raw(&CloudEvent {
         specversion: "1.0",
         id: Uuid::new_v4(),
@@ -101,7 +100,15 @@ pub(super) fn report(
 ) -> Box<RawValue> {
     let dead = dead.iter().map(|(tenant, events)| DeadEvents { tenant: tenant.to_string(), events: *events }).collect();
     let data = OutboxReport { waiting: size.waiting, oldest: size.oldest, dead };
-    raw(&CloudEvent { specversion: "1.0", id: Uuid::new_v4(), source, kind: OUTBOX_TYPE, subject: database, time: at, data })
+    raw(&CloudEvent {
+        specversion: "1.0",
+        id: Uuid::new_v4(),
+        source,
+        kind: OUTBOX_TYPE,
+        subject: database,
+        time: at,
+        data,
+    })
 }
 
 fn raw<T: Serialize>(event: &T) -> Box<RawValue> {
@@ -200,10 +207,17 @@ mod tests {
     #[test]
     fn each_event_has_its_own_fate() {
         let refusal = |index| Refusal { index, id: None, reason: "late".into(), message: "too old".into() };
-        let answer = Answer { accepted: 2, duplicates: 1, quarantined: 1, rejected: vec![refusal(1)], deferred: vec![refusal(4)] };
+        let answer = Answer {
+            accepted: 2,
+            duplicates: 1,
+            quarantined: 1,
+            rejected: vec![refusal(1)],
+            deferred: vec![refusal(4)],
+        };
         let fates_of_all = fates(6, &answer).expect("it fits");
         let text = "late: too old".to_owned();
-        let expected = [Fate::Taken, Fate::Rejected(text.clone()), Fate::Taken, Fate::Taken, Fate::Deferred(text), Fate::Taken];
+        let expected =
+            [Fate::Taken, Fate::Rejected(text.clone()), Fate::Taken, Fate::Taken, Fate::Deferred(text), Fate::Taken];
         assert_eq!(fates_of_all, expected);
         assert_eq!(fates(0, &Answer::default()), Ok(Vec::new()));
     }

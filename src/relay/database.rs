@@ -110,8 +110,7 @@ impl Database {
 
     /// Works until it is told to stop, and what is under way is settled.
     pub(super) async fn run(mut self) {
-        let (mut first, mut second) =
-            (Session::new(&self.access, FIRST), Session::new(&self.access, SECOND));
+        let (mut first, mut second) = (Session::new(&self.access, FIRST), Session::new(&self.access, SECOND));
         let mut failures = Failures::default();
         let mut stop = self.stop.clone();
         let (mut quiet_since, mut poll_at) = (Instant::now(), Instant::now());
@@ -119,7 +118,7 @@ impl Database {
         loop {
             let turn = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = asked_to_stop(&mut stop) => break,
                 () = sleep_until(self.look_at) => {
                     second.outbox = None;
                     self.look_at = Instant::now() + jittered(shared.options.report);
@@ -198,7 +197,10 @@ impl Database {
                 Ok(()) => return,
                 Err(error) if attempt == SETTLE_TRIES || error.class() == ErrorClass::Permanent => {
                     self.shared.metrics.not_settled();
-                    tracing::warn!(events = outcomes.len(), "can't note what became of events, they are sent again: {error}");
+                    tracing::warn!(
+                        events = outcomes.len(),
+                        "can't note what became of events, they are sent again: {error}"
+                    );
                     return;
                 }
                 Err(_) => tokio::time::sleep(pauses.take()).await,
@@ -262,6 +264,11 @@ impl Marks {
             self.all_at = Some(Instant::now() + jittered(ALL_MARKS));
         }
     }
+}
+
+/// Ready when the task is to end. Without its sender there is nobody left to run for.
+async fn asked_to_stop(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Whether a batch looks like the first of many: the share of each tenant that it has was filled.

@@ -97,10 +97,18 @@ impl Metrics {
             Unit::Seconds,
             metrics.last_success.clone(),
         );
-        ours.register("api_available", "Whether the API could be used when it was asked last", metrics.api_available.clone());
+        ours.register(
+            "api_available",
+            "Whether the API could be used when it was asked last",
+            metrics.api_available.clone(),
+        );
         ours.register("databases", "Databases that the relay knows", metrics.databases.clone());
         ours.register("database_up", "Whether the database answered when it was asked last", metrics.up.clone());
-        ours.register("outbox_events", "Events that wait in the outbox, as far as they are counted", metrics.waiting.clone());
+        ours.register(
+            "outbox_events",
+            "Events that wait in the outbox, as far as they are counted",
+            metrics.waiting.clone(),
+        );
         ours.register_with_unit(
             "outbox_age",
             "How old the oldest event is that waits in the outbox; 0 where none does",
@@ -109,10 +117,10 @@ impl Metrics {
         );
         ours.register("outbox_dead_events", "Events of the outbox that were refused for good", metrics.dead.clone());
         for result in ["accepted", "duplicate", "quarantined", "rejected", "deferred"] {
-            metrics.events.get_or_create(&OfResult { result });
+            metrics.events.get_or_create(&OfResult { result }).inc_by(0);
         }
         for result in ["answered", "split", "refused", "failed"] {
-            metrics.posts.get_or_create(&OfResult { result });
+            metrics.posts.get_or_create(&OfResult { result }).inc_by(0);
         }
         Self { registry, ..metrics }
     }

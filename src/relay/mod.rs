@@ -53,7 +53,12 @@ pub struct Args {
     pub api_url: String,
 
     /// File with a ServiceAccount's token for audience tenantry; it is read again as it is renewed
-    #[arg(long, env = "TENANTRY_RELAY_TOKEN_FILE", default_value = "/var/run/secrets/tenantry/token", value_name = "FILE")]
+    #[arg(
+        long,
+        env = "TENANTRY_RELAY_TOKEN_FILE",
+        default_value = "/var/run/secrets/tenantry/token",
+        value_name = "FILE"
+    )]
     pub token_file: PathBuf,
 
     /// File with the certificates that the API's is signed by [default: those that the system trusts]
@@ -225,7 +230,12 @@ pub async fn carry(mut config: Config, options: Options, shutdown: impl Future<O
         options,
     });
     let options = &shared.options;
-    tracing::info!(server = options.server, namespace = options.namespace, api = options.api_url, "relaying usage events");
+    tracing::info!(
+        server = options.server,
+        namespace = options.namespace,
+        api = options.api_url,
+        "relaying usage events"
+    );
     let mut databases = Databases::new(Arc::clone(&shared));
     {
         let mut serving = pin!(listen::serve(listener, Arc::clone(&shared)));

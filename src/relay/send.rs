@@ -144,12 +144,7 @@ async fn send(shared: &Shared, pass: Pass<'_>, parts: &[Box<RawValue>]) -> Vec<T
 }
 
 /// Sends usage events, and says what is to be noted of each. The pass is used up.
-pub(super) async fn deliver(
-    shared: &Shared,
-    pass: Pass<'_>,
-    source: &str,
-    events: &[LeasedEvent],
-) -> Vec<Settlement> {
+pub(super) async fn deliver(shared: &Shared, pass: Pass<'_>, source: &str, events: &[LeasedEvent]) -> Vec<Settlement> {
     let parts: Vec<_> = events.iter().map(|event| super::batch::usage(source, event)).collect();
     let told = send(shared, pass, &parts).await;
     let others_pass = told.iter().any(|told| matches!(told, Told::Fate(_)));

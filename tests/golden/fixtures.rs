@@ -11,8 +11,8 @@ use serde_json::Value;
 use tenantry::{
     api::{Application, DatabaseServer, Plan, Pool, Tenant, Tier},
     desired::{
-        Catalog, Effective, Fault, Kind, Object, PoolInput, PoolObjects, RelayInput, RelaySettings, Settings, SharedContent,
-        TenantObjects, TenantObjectsInput, effective, pool_objects, relay_objects, tenant_objects,
+        Catalog, Effective, Fault, Kind, Object, PoolInput, PoolObjects, RelayInput, RelaySettings, Settings,
+        SharedContent, TenantObjects, TenantObjectsInput, effective, pool_objects, relay_objects, tenant_objects,
     },
 };
 

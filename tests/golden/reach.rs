@@ -42,7 +42,8 @@ impl World {
             server.spec.network = Own::bridge().with(&change).server.spec.network;
             world.add(&build_relay(&server));
         }
-        let around = [("gateways", "gateway"), ("kube-system", "dns"), ("shop", "stranger"), ("tenantry-system", "other")];
+        let around =
+            [("gateways", "gateway"), ("kube-system", "dns"), ("shop", "stranger"), ("tenantry-system", "other")];
         for (namespace, name) in around {
             let labels = [("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())].into();
             world.cluster.namespaces.insert(namespace.to_owned(), labels);

@@ -63,7 +63,10 @@ fn a_relays_secret_has_its_login_and_no_object_prints_it() {
         let encoded = secret.body["data"][key].as_str().unwrap_or_else(|| panic!("no key {key}"));
         String::from_utf8(data_encoding::BASE64.decode(encoded.as_bytes()).unwrap()).unwrap()
     };
-    assert_eq!((value("password"), value("port"), value("ca.crt")), ("secret word".into(), "5432".into(), "PEM".into()));
+    assert_eq!(
+        (value("password"), value("port"), value("ca.crt")),
+        ("secret word".into(), "5432".into(), "PEM".into())
+    );
     assert_eq!(secret.body["metadata"]["labels"]["tenantry.io/relay"], Value::from("main"));
     assert_eq!(naming::relay_user("main"), "system:serviceaccount:tenantry-relay-main:relay");
 }
