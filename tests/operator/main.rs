@@ -37,6 +37,10 @@ mod pools;
 #[allow(dead_code)]
 mod proxy;
 mod recovery;
+#[path = "../relay/api.rs"]
+#[allow(dead_code)]
+mod relay_api;
+mod relays;
 mod release;
 mod rest;
 mod retention;

@@ -16,7 +16,15 @@ use super::{
 };
 
 /// The server is looked at every second, and swept every other.
-const FLAGS: [&str; 4] = ["--health-interval", "1s", "--sweep-interval", "2s"];
+/// What is metered goes nowhere, and waits.
+const FLAGS: [&str; 6] = [
+    "--health-interval",
+    "1s",
+    "--sweep-interval",
+    "2s",
+    "--ledger-url",
+    "postgres://nobody:none@127.0.0.1:9/ledger?sslmode=disable",
+];
 
 /// Waits until the operator has looked at its servers so many times more, as it does on its own
 /// account and at rest: as often as that, nothing else was to be done.

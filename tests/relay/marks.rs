@@ -26,7 +26,8 @@ async fn every_meter_is_marked_and_then_those_that_change() {
         |script: &Script| mark(script, &id, "users") == Some((1, 3)) && mark(script, &id, "accounts") == Some((0, 0));
     place.api.until("every meter is marked", all).await;
     assert!(place.api.script().marks.iter().all(|mark| mark["data"]["meter"] != "requests"), "not one of source API");
-    let (marks, reports) = (place.api.script().marks.len(), place.api.script().reports.len());
+    let marks = place.api.script().marks.len();
+    let reports = place.api.script().reports.len();
     place.api.until("it reports", |script| script.reports.len() > reports + 2).await;
     assert_eq!(place.api.script().marks.len(), marks, "what did not change is not marked again");
     client.batch_execute("SELECT record_usages('{accounts,users}', '{5,-1}', 'x')").await.expect("counted");
