@@ -204,10 +204,10 @@ async fn a_foreign_namespace_is_named_and_never_taken() {
 /// A token of the relay's ServiceAccount, as the kubelet would project it.
 async fn token(client: &Client, server: &str) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), &format!("tenantry-relay-{server}"));
-    let spec = TokenRequestSpec { audiences: vec!["tenantry".to_owned()], ..TokenRequestSpec::default() };
-    let request = TokenRequest { spec, ..TokenRequest::default() };
+    let spec = TokenRequestSpec { audiences: Some(vec!["tenantry".to_owned()]), ..TokenRequestSpec::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
     let answer = accounts.create_token_request("relay", &PostParams::default(), &request).await.expect("a token");
-    answer.status.expect("a token").token
+    answer.status.and_then(|status| status.token).expect("a token")
 }
 
 struct Program(Child);
