@@ -1,4 +1,4 @@
-//! What people run from a shell: `tenantry status`, `tree`, `retained` and `adopt`, or
+//! What people run from a shell: `tenantry status`, `tree`, `retained`, `adopt` and `ledger`, or
 //! `kubectl tenantry …` where the program is in the path as `kubectl-tenantry`.
 //!
 //! These verbs need no operator: they read what it wrote, and what they change are
@@ -6,6 +6,7 @@
 
 mod adopt;
 mod client;
+mod ledger;
 mod retained;
 mod status;
 mod table;
@@ -39,6 +40,9 @@ pub enum Command {
     Retained(Verb<retained::RetainedArgs>),
     /// Give Tenants the data that earlier ones of their names left, after a restore of the cluster
     Adopt(Verb<adopt::AdoptArgs>),
+    /// Look after the operator's own database of usage
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
 }
 
 /// A verb's own arguments, and those that all have.
@@ -102,6 +106,7 @@ pub fn run(command: Command) -> ExitCode {
                 Command::Tree(verb) => print(verb.output, &tree::tree(&verb.args, &verb.client).await?),
                 Command::Retained(verb) => print(verb.output, &retained::retained(&verb.args, &verb.client).await?),
                 Command::Adopt(verb) => print(verb.output, &adopt::adopt(&verb.args, &verb.client).await?),
+                Command::Ledger(command) => ledger::run(&command).await,
             }
         })
     });

@@ -54,8 +54,7 @@ fn record(state: TenantState) -> TenantRecord {
 #[tokio::test]
 async fn a_copy_that_was_read_before_a_change_is_not_taken_in_after_it() {
     let connected = connected();
-    let (live, retained) =
-        (record(TenantState::Live), record(TenantState::Retained { drop_after: Timestamp::MAX }));
+    let (live, retained) = (record(TenantState::Live), record(TenantState::Retained { drop_after: Timestamp::MAX }));
     let id = live.id.clone();
     let in_database = Mutex::new(live.clone());
     let copy = || in_database.lock().expect("no panic").clone();

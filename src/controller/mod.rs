@@ -75,11 +75,15 @@ use self::{
 use crate::{
     api::{ANNOTATION_PAUSED, Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
     cluster::{self, Calls, Children, Cluster, Watches},
+    metering::ledger::Ledger,
     term::Term,
 };
 
 /// How many objects of each resource but Tenant are reconciled at a time.
 const FEW: u16 = 16;
+
+/// How many sessions the operator holds in the ledger at most.
+const LEDGER_SESSIONS: usize = 4;
 
 /// How long a start waits for servers that don't answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
@@ -168,6 +172,8 @@ pub async fn start(
     let client = |term: Option<Term>| {
         cluster::client(config.clone(), args.api_timeout, term, &calls).context("prepare a client")
     };
+    let ledger = args.ledger_url.as_deref().map(|url| Ledger::new(url, LEDGER_SESSIONS)).transpose();
+    let ledger = ledger.context("--ledger-url")?;
     let instance = lease.as_ref().map_or_else(|| "tenantry".to_owned(), |lease| lease.identity.clone());
     let lease = lease.map(|lease| anyhow::Ok((client(None)?, lease))).transpose()?;
     let client = client(Some(term.clone()))?;
@@ -212,7 +218,7 @@ pub async fn start(
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
-        ledger: None,
+        ledger,
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),

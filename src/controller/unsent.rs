@@ -39,10 +39,29 @@ pub(super) async fn save(
         if events.is_empty() {
             break;
         }
-        let to_keep: Vec<_> = events.iter().map(|event| kept(server, database, id, &periods, event)).collect();
-        ledger.ingest(&to_keep).await.map_err(|error| not_saved(id, &error))?;
-        connected.server.saved(database, id, &events).await?;
-        saved += events.len();
+        let mut unfit = None;
+        let mut parts = vec![events.as_slice()];
+        while let Some(part) = parts.pop() {
+            let to_keep: Vec<_> = part.iter().map(|event| kept(server, database, id, &periods, event)).collect();
+            match ledger.ingest(&to_keep).await {
+                Ok(_) => {
+                    connected.server.saved(database, id, part).await?;
+                    saved += part.len();
+                }
+                Err(LedgerError::Unfit(_)) if part.len() > 1 => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(error @ LedgerError::Unfit(_)) => {
+                    unfit.get_or_insert(error);
+                }
+                Err(error) => return Err(not_saved(id, &error)),
+            }
+        }
+        // Whoever has looked at them drops them by hand.
+        if let Some(error) = unfit {
+            return Err(not_saved(id, &error));
+        }
     }
     if saved > 0 {
         info!(database, %id, events = saved, "saved the usage events that waited, before their tenant's data is dropped");

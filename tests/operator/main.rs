@@ -47,6 +47,7 @@ mod retention;
 mod rollout;
 mod rotation;
 mod routes;
+mod saving;
 mod servers;
 mod steps;
 mod templates;

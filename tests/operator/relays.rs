@@ -258,3 +258,30 @@ async fn with_the_rights_of_its_service_account_a_relay_carries_what_tenants_cou
     let source = format!("/tenantry/carried/{database}");
     assert!(script.usage.values().any(|(_, event)| event["source"] == source.as_str()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_dropped_while_what_was_counted_is_neither_carried_nor_saved() {
+    let (ground, client) = metered().await;
+    server(ground, &client, "unsaved").await;
+    let drops = json!({"spec": {"deletionPolicy": "Delete"}});
+    let tenant = ready_tenant(&client, "unsaved-a", of("unsaved", drops)).await;
+    let session = log_in(&credentials(&client, &tenant).await).await.expect("a login");
+    session.simple_query("SELECT record_usage('users', 3, 'x')").await.expect("counted");
+    let tenants = Api::<tenantry::api::Tenant>::all(client.clone());
+    tenants.delete("unsaved-a", &kube::api::DeleteParams::default()).await.expect("a deletion");
+    // There is no ledger at the address that the operator has.
+    let waits = super::ground::await_tenant(&client, "unsaved-a", "waiting", |tenant| {
+        let conditions = tenant.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        super::ground::condition(conditions, "Ready").is_some_and(|ready| ready.reason == "LedgerUnavailable")
+    });
+    waits.await;
+    let root = superuser(ground, &place(&tenant).0).await;
+    let schemas = format!("SELECT nspname::text FROM pg_namespace WHERE nspname = '{}'", id(&tenant));
+    assert_eq!(rows(&root, &schemas).await.len(), 1, "its data is there");
+    // A relay carries it: now it can go.
+    let acked = "UPDATE tenantry.outbox SET acked_at = now() WHERE acked_at IS NULL";
+    root.batch_execute(acked).await.expect("carried");
+    let gone = eventually(async || tenants.get_opt("unsaved-a").await.ok()?.is_none().then_some(())).await;
+    assert!(gone.is_some(), "it does not go");
+    assert!(rows(&root, &schemas).await.is_empty(), "its data is gone");
+}
