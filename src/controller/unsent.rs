@@ -9,7 +9,7 @@ use crate::{
     database::{LeasedEvent, TenantId, TenantRecord},
     metering::{
         event::{Counted, Folded, Usage, UsageKind},
-        ledger::{LedgerError, LedgerEvent},
+        ledger::{Ledger, LedgerError, LedgerEvent, LedgerTenant, Placement},
     },
 };
 
@@ -33,11 +33,14 @@ pub(super) async fn save(
     let periods = Periods::new(record.settings.period_anchor, zone)
         .or_else(|_| Periods::new(record.settings.period_anchor, "UTC"))
         .map_err(|error| Failure::permanent("Invalid", format!("the usage periods of tenant {id}: {error}")))?;
-    let mut saved = 0;
+    let (mut saved, mut is_known) = (0, false);
     loop {
         let events = connected.server.unsent(database, id, PAGE).await?;
         if events.is_empty() {
             break;
+        }
+        if !std::mem::replace(&mut is_known, true) {
+            introduce(ledger, server, database, record).await.map_err(|error| not_saved(id, &error))?;
         }
         let mut unfit = None;
         let mut parts = vec![events.as_slice()];
@@ -67,6 +70,26 @@ pub(super) async fn save(
         info!(database, %id, events = saved, "saved the usage events that waited, before their tenant's data is dropped");
     }
     Ok(())
+}
+
+/// Writes a tenant down that the ledger does not know: it may go before anybody came to that.
+async fn introduce(ledger: &Ledger, server: &str, database: &str, record: &TenantRecord) -> Result<(), LedgerError> {
+    let id = record.id.to_string();
+    if !ledger.directory(std::slice::from_ref(&id)).await?.tenants.is_empty() {
+        return Ok(());
+    }
+    let placement = Placement { tenant: id.clone(), server: server.to_owned(), database: database.to_owned() };
+    let tenant = LedgerTenant {
+        id,
+        uid: record.uid.clone(),
+        name: record.name.clone(),
+        application: record.application.clone(),
+        plan: record.settings.plan.clone(),
+        namespace: None,
+        anchor: record.settings.period_anchor,
+        time_zone: record.settings.time_zone.clone(),
+    };
+    ledger.register(&[tenant], &[placement]).await
 }
 
 fn not_saved(id: &TenantId, error: &LedgerError) -> Failure {
