@@ -142,7 +142,9 @@ impl Database {
                     if more {
                         let drained = tokio::join!(self.drain(&mut first), self.drain(&mut second));
                         (quiet_since, poll_at) = (Instant::now(), Instant::now() + SHORTEST_POLL);
-                        if let Err(error) = drained.0.and(drained.1) {
+                        // Several relays share the sessions that the login may have: one will do.
+                        let second = drained.1.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) });
+                        if let Err(error) = drained.0.and(second) {
                             poll_at = Instant::now() + failures.note(&self, &error);
                         }
                     }
@@ -264,6 +266,11 @@ impl Marks {
             self.all_at = Some(Instant::now() + jittered(ALL_MARKS));
         }
     }
+}
+
+/// Whether a login has as many sessions as it may (SQLSTATE 53300).
+fn is_full(error: &Error) -> bool {
+    error.sqlstate() == Some("53300")
 }
 
 /// Ready when the task is to end. Without its sender there is nobody left to run for.
