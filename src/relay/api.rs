@@ -29,8 +29,9 @@ const PATH: &str = "/v1/events";
 const LARGEST_ANSWER: usize = 4 << 20;
 /// How much of a refusal's text is passed on.
 const LONGEST_TEXT: usize = 300;
-/// How long a connection that nobody uses is kept.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection that nobody uses is kept: less than the API keeps one, so that none is
+/// used that is just being closed.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// What came of a post.
 #[derive(Debug)]
