@@ -295,7 +295,7 @@ impl Relay<'_> {
             self.egress("allow-dns", vec![to(vec![in_namespace("kube-system", &[])], &[("UDP", 53), ("TCP", 53)])]);
         [Some(self.policy("default-deny", deny)), Some(dns), self.to_database(), self.to_api_server()]
             .into_iter()
-            .chain([Some(self.to_api()), Some(self.from_monitoring())])
+            .chain([Some(self.to_api()), Some(self.metrics_ingress())])
             .flatten()
             .collect()
     }
@@ -329,7 +329,7 @@ impl Relay<'_> {
 
     /// Metrics are no secret of a tenant's: whoever may reach the namespaces of a cluster's
     /// monitoring, by the label that those carry, may read them.
-    fn from_monitoring(&self) -> Object {
+    fn metrics_ingress(&self) -> Object {
         let labels = BTreeMap::from([(LABEL_MONITORING.to_owned(), "true".to_owned())]);
         let peer = NetworkPolicyPeer {
             namespace_selector: Some(LabelSelector { match_labels: Some(labels), ..LabelSelector::default() }),
