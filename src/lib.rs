@@ -3,7 +3,7 @@
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
 //! what stands before it in the line api, term and postgres, desired and billing, cluster and database, controller and
-//! agent and web, cli; a test holds them to it.
+//! relay and agent and web, cli; a test holds them to it.
 
 pub mod agent;
 pub mod api;
@@ -16,5 +16,6 @@ pub mod database;
 pub mod desired;
 pub mod metering;
 pub mod postgres;
+pub mod relay;
 pub mod term;
 pub mod web;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
-use tenantry::{agent, cli, controller, crds, web::{Api, ApiSettings, Web}};
+use tenantry::{agent, cli, controller, crds, relay, web::{Api, ApiSettings, Web}};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -50,6 +50,8 @@ enum Command {
     Operator(Box<controller::OperatorArgs>),
     /// Keep the tenants' Secrets of a namespace as files, for the containers beside
     Agent(agent::Args),
+    /// Carry usage events from the databases of a DatabaseServer to the operator's API
+    Relay(relay::Args),
     /// Print the CustomResourceDefinitions, write them to files, or print their reference
     Crds(crds::Args),
     #[command(flatten)]
@@ -73,6 +75,12 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Agent(args) => {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async { agent::run(args, ended()?).await.map_err(anyhow::Error::from) })?;
+        }
+        Command::Relay(args) => {
+            let runtime = Builder::new_multi_thread().enable_all().build()?;
+            let ended = runtime.block_on(async { relay::run(args, ended()?).await.map_err(anyhow::Error::from) });
+            runtime.shutdown_background();
+            ended?;
         }
         Command::Crds(args) => crds::run(&args)?,
         Command::User(command) => return Ok(cli::run(command)),

@@ -40,6 +40,8 @@ pub enum ConditionType {
     NetworkDeclared,
     /// The database server answers and its admin may do what is needed.
     Reachable,
+    /// The relay's objects and logins are as they should be, of a DatabaseServer.
+    RelayReady,
 }
 
 impl ConditionType {
@@ -61,6 +63,7 @@ impl ConditionType {
             Self::RouteApiAvailable => "RouteApiAvailable",
             Self::NetworkDeclared => "NetworkDeclared",
             Self::Reachable => "Reachable",
+            Self::RelayReady => "RelayReady",
         }
     }
 }

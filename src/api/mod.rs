@@ -53,6 +53,8 @@ pub const FINALIZER: &str = "tenantry.io/finalizer";
 pub const LABEL_TENANT: &str = "tenantry.io/tenant";
 /// Label: the name of the Pool that an object belongs to.
 pub const LABEL_POOL: &str = "tenantry.io/pool";
+/// Label: the name of the DatabaseServer whose relay an object is for.
+pub const LABEL_RELAY: &str = "tenantry.io/relay";
 /// Label on every object that the operator made.
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The value of [`LABEL_MANAGED_BY`].

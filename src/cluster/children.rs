@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::drift;
 use crate::{
-    api::{LABEL_POOL, LABEL_TENANT},
+    api::{LABEL_POOL, LABEL_RELAY, LABEL_TENANT},
     desired::{Kind, Object},
 };
 
@@ -59,12 +59,15 @@ pub enum Owner {
     Tenant(String),
     /// A Pool's, by name.
     Pool(String),
+    /// A DatabaseServer's, by name: its relay.
+    Server(String),
 }
 
 impl Owner {
     fn of(object: &Value) -> Option<Self> {
         let label = |name: &str| object.get("metadata")?.get("labels")?.get(name)?.as_str().map(str::to_owned);
-        label(LABEL_TENANT).map(Self::Tenant).or_else(|| label(LABEL_POOL).map(Self::Pool))
+        let of_pool = || label(LABEL_POOL).map(Self::Pool);
+        label(LABEL_TENANT).map(Self::Tenant).or_else(of_pool).or_else(|| label(LABEL_RELAY).map(Self::Server))
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use super::tenant::Stranger;
 use crate::database::{
-    AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, Purpose, Result, Server, ServerInfo,
+    AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, PasswordDigest, Purpose, Result, Server, ServerInfo,
     TenantId, TenantRecord, TenantSettings,
 };
 
@@ -64,6 +64,12 @@ impl Databases {
         loading
     }
 
+    /// The name of the DatabaseServer that a connection is of.
+    pub(super) fn name_of(&self, connected: &Connected) -> Option<String> {
+        let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
+        servers.iter().find(|(_, server)| std::ptr::eq(Arc::as_ptr(server), connected)).map(|(name, _)| name.clone())
+    }
+
     pub(super) fn insert(&self, name: &str, server: Arc<Connected>) {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.servers.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), server);
@@ -93,6 +99,10 @@ pub(super) struct Connected {
     hasher: RandomState,
     /// What other clusters have here, by the Tenant's name and the Application's.
     strangers: Mutex<HashMap<(String, String), Vec<Stranger>>>,
+    /// The password of each relay's login that was compared with the server's, and when room was
+    /// made in an outbox last.
+    relays: Mutex<HashMap<String, PasswordDigest>>,
+    kept: Mutex<HashMap<String, Instant>>,
     /// When the server was asked last how it is, and what it said; nothing after a failure.
     health: Mutex<Option<(Instant, ServerInfo)>>,
 }
@@ -145,6 +155,8 @@ impl Connected {
             turns: array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
             strangers: Mutex::default(),
+            relays: Mutex::default(),
+            kept: Mutex::default(),
             health,
         }
     }
@@ -250,6 +262,7 @@ impl Connected {
             return Ok(false);
         }
         self.server.drop_database(database, cluster_id).await?;
+        self.doubt_relay(database);
         self.made(database);
         self.lock().remove(database);
         Ok(true)
@@ -275,6 +288,37 @@ impl Connected {
     /// Whether a database was made ready by this process.
     pub(super) fn is_ready(&self, database: &str) -> bool {
         self.lock().get(database).is_some_and(|index| index.ready)
+    }
+
+    /// The password of a relay's login, if it was compared with the server's.
+    pub(super) fn relay(&self, database: &str) -> Option<PasswordDigest> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).get(database).copied()
+    }
+
+    /// Notes that this is the password of a relay's login.
+    pub(super) fn set_relay(&self, database: &str, digest: PasswordDigest) {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).insert(database.to_owned(), digest);
+    }
+
+    /// Somebody may have changed a relay's login: it is compared again.
+    pub(super) fn doubt_relay(&self, database: &str) {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner).remove(database);
+    }
+
+    /// Whether room in an outbox is to be made again, which lasts for days; if so, it is taken for
+    /// done.
+    pub(super) fn room_is_due(&self, database: &str, interval: Duration) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = kept.get(database).is_none_or(|kept| kept.elapsed() >= interval);
+        if is_due {
+            kept.insert(database.to_owned(), Instant::now());
+        }
+        is_due
+    }
+
+    /// Making room has failed: it is due.
+    pub(super) fn no_room_was_made(&self, database: &str) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(database);
     }
 
     /// The names of all databases that are known.
@@ -403,93 +447,5 @@ impl Connected {
 }
 
 #[cfg(test)]
-mod tests {
-    use jiff::Timestamp;
-    use tokio::sync::oneshot;
-
-    use super::*;
-    use crate::database::{Password, ServerConfig, TenantState, Timeouts, Tls};
-
-    fn connected() -> Connected {
-        let config = ServerConfig {
-            host: "localhost".into(),
-            port: 1,
-            database: "postgres".into(),
-            user: "admin".into(),
-            password: Password::new("none"),
-            tls: Tls::Disable,
-            endpoint: None,
-            connections: 1,
-            timeouts: Timeouts::default(),
-        };
-        let info = ServerInfo {
-            version: 180_000,
-            max_connections: 100,
-            sets_temp_file_limit: true,
-            open_databases: Vec::new(),
-            advice: Vec::new(),
-        };
-        Connected::new(Server::new(config).expect("a good configuration"), 0, info, None, "disable")
-    }
-
-    fn record(state: TenantState) -> TenantRecord {
-        TenantRecord {
-            id: TenantId::from_uid("uid"),
-            name: "acme".into(),
-            uid: "uid".into(),
-            cluster_id: "here".into(),
-            application: "crm".into(),
-            state,
-            schema: "t_acme".into(),
-            settings: TenantSettings {
-                plan: "smb".into(),
-                plan_revision: "1".into(),
-                suspended: false,
-                connection_limit: 1,
-                temp_file_limit: None,
-                statement_timeout: None,
-                max_transaction: None,
-                period_anchor: Timestamp::UNIX_EPOCH,
-                time_zone: "UTC".into(),
-            },
-            logins: Vec::new(),
-            migrations: [].into(),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_copy_that_was_read_before_a_change_is_not_taken_in_after_it() {
-        let connected = connected();
-        let (live, retained) =
-            (record(TenantState::Live), record(TenantState::Retained { drop_after: Timestamp::MAX }));
-        let id = live.id.clone();
-        let in_database = Mutex::new(live.clone());
-        let copy = || in_database.lock().expect("no panic").clone();
-        let (read, was_read) = oneshot::channel();
-        let (answer, answered) = oneshot::channel::<()>();
-        // Maintenance reads the record, and its answer takes long.
-        let slow = connected.take_in("crm", &id, async {
-            let copy = copy();
-            read.send(()).expect("somebody waits");
-            answered.await.expect("an answer");
-            Ok(Some(copy))
-        });
-        // The tenant's deletion changes it meanwhile, and reads it anew.
-        let quick = async {
-            was_read.await.expect("it was read");
-            *in_database.lock().expect("no panic") = retained.clone();
-            let reading = connected.take_in("crm", &id, async { Ok(Some(copy())) });
-            let mut reading = std::pin::pin!(reading);
-            // It gets as far as it can before the old answer comes.
-            assert!(futures::poll!(&mut reading).is_pending());
-            answer.send(()).expect("somebody waits");
-            reading.await
-        };
-        let (slow, quick) = tokio::join!(slow, quick);
-        assert_eq!(slow.expect("read").as_deref(), Some(&live));
-        assert_eq!(quick.expect("read").as_deref(), Some(&retained));
-        assert_eq!(connected.record("crm", &id).as_deref(), Some(&retained));
-        connected.take_in("crm", &id, async { Ok(None) }).await.expect("read");
-        assert_eq!(connected.record("crm", &id), None);
-    }
-}
+#[path = "databases_tests.rs"]
+mod tests;

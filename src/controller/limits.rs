@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, future::join_all};
 use kube::ResourceExt as _;
 
-use super::{databases::Connected, failure::Failure, world::World};
+use super::{databases::Connected, failure::Failure, relay, world::World};
 use crate::{
     api::{Application, MeterKind, MeterSource, Plan},
     database::{self, DatabaseSpec, Limit, MeterDefinition, Policy, Purpose},
@@ -124,7 +124,11 @@ pub(super) async fn prepare(
         purpose,
         connection_limit: None,
     };
+    let is_new = !connected.is_ready(database);
     connected.ensure(spec).await?;
+    if is_new {
+        relay::database_is_ready(world, connected);
+    }
     let (name, meters) = (application.name_any(), meters_of(application));
     // Of an Application that is paused, the meters that its tenants have stay as they are.
     let stays = super::is_paused(application) && !connected.find_in(database, |_| true).is_empty();

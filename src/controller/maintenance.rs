@@ -13,8 +13,11 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{databases::Connected, events::Note, tenant, world::World};
+use super::{databases::Connected, events::Note, tenant, unsent, world::World};
 use crate::database::{DatabaseSpec, ErrorClass, LoginState, Overlap, Purpose, Result, TenantRecord, TenantState};
+
+/// How often room is made in an outbox. There is some for eight days.
+const ROOM_INTERVAL: Duration = Duration::from_secs(12 * 3_600);
 
 /// How often replaced logins are looked at.
 const CLOSE_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,7 +60,8 @@ async fn run(world: Weak<World>, name: String, connected: Weak<Connected>) {
             Turn::Sweep => sweep_databases(&world, &name, &connected).await,
             Turn::Due => {
                 wake_for_rotation(&world, &connected);
-                drop_due(&world, &name, &connected).await.and(drop_orphans(&world, &name, &connected).await)
+                let kept = keep_outboxes(&world, &connected).await;
+                kept.and(drop_due(&world, &name, &connected).await).and(drop_orphans(&world, &name, &connected).await)
             }
         };
         if let Err(error) = done {
@@ -141,6 +145,8 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         let spared = connected.find_in(&database, |record| is_spared(world, record));
         let spared = spared.iter().map(|record| record.id.clone()).collect();
         let report = connected.server.sweep_sparing(&database, &spared).await?;
+        // What the sweep took away, it does not know to be the relay's.
+        connected.doubt_relay(&database);
         for finding in &report.repaired {
             info!(database, tenant = ?finding.id, what = finding.what, "repaired");
         }
@@ -149,7 +155,37 @@ async fn sweep_databases(world: &World, name: &str, connected: &Connected) -> Re
         }
         world.metrics.repaired(name, report.repaired.len());
     }
+    if world.args.relay().is_some() {
+        world.queues.servers.push(name);
+    }
     Ok(())
+}
+
+/// Makes room in the outboxes for the next days, drops the days that are over, and folds what
+/// waits where it is too much: also where nothing is metered, and nobody fetches it.
+async fn keep_outboxes(world: &World, connected: &Connected) -> Result<()> {
+    let mut first = Ok(());
+    for database in connected.names() {
+        if !connected.is_ready(&database) || is_paused_pool(world, connected, &database) {
+            continue;
+        }
+        if connected.room_is_due(&database, ROOM_INTERVAL)
+            && let Err(error) = connected.server.keep_outbox(&database).await
+        {
+            connected.no_room_was_made(&database);
+            first = first.and(Err(error));
+            continue;
+        }
+        match connected.server.fold_outbox(&database, world.args.outbox_cap).await {
+            Ok(folded) => {
+                for (id, fewer) in folded {
+                    warn!(database, tenant = %id, fewer, "folded usage events that nobody has fetched for long");
+                }
+            }
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    first
 }
 
 /// Has those tenants looked at whose login is to be rotated soon by its age.
@@ -185,6 +221,10 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
     };
     let mut first = Ok(());
     for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
+        if let Err(failure) = unsent::save(world, name, connected, &database, &record).await {
+            warn!(database, tenant = record.name, id = %record.id, "not dropped yet: {}", failure.message);
+            continue;
+        }
         if let Err(error) = drop_one(world, name, connected, &database, &record, now).await {
             warn!(database, tenant = record.name, id = %record.id, %error, "can't be dropped yet");
             first = first.and(Err(error));

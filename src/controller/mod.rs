@@ -26,6 +26,7 @@ mod plan;
 mod pool;
 mod process;
 mod queue;
+mod relay;
 mod retire;
 mod rollout;
 mod routes;
@@ -35,6 +36,7 @@ mod slots;
 mod state;
 mod streams;
 mod tenant;
+mod unsent;
 mod workload;
 mod world;
 
@@ -244,6 +246,7 @@ pub async fn start(
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
+        ledger,
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),
@@ -251,7 +254,6 @@ pub async fn start(
         looks: Looks::default(),
         backoff: Backoff::default(),
         metrics,
-        ledger,
         watches,
         events,
         definitions: Arc::default(),

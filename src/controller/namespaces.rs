@@ -63,7 +63,7 @@ pub(super) fn watch(world: &Arc<World>, namespace: &str, owner: &Owner) {
             drop(receiver);
             listed.send_replace(true);
             match &owner {
-                Owner::Tenant(_) => push_owner(&world, &owner),
+                Owner::Tenant(_) | Owner::Server(_) => push_owner(&world, &owner),
                 Owner::Pool(name) => world.push_tenants(|tenant| {
                     tenant.status.as_ref().and_then(|status| status.pool.as_ref()) == Some(name)
                 }),
@@ -92,5 +92,6 @@ pub(super) fn push_owner(world: &World, owner: &Owner) {
     match owner {
         Owner::Tenant(name) => world.queues.tenants.push(name),
         Owner::Pool(name) => world.queues.pools.push(name),
+        Owner::Server(name) => world.queues.servers.push(name),
     }
 }

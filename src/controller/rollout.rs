@@ -111,6 +111,14 @@ pub(super) async fn apply(
     sources: Option<&Sources<'_>>,
 ) -> Vec<cluster::Result<Applied>> {
     let Some(application) = deployments.first().map(application_of) else { return Vec::new() };
+    let Some(unit) = unit_name(owner) else {
+        // Of no Application, and so in nobody's turn.
+        let mut results = Vec::with_capacity(deployments.len());
+        for object in deployments {
+            results.push(world.cluster.apply(object).await);
+        }
+        return results;
+    };
     let mut changes = Vec::with_capacity(deployments.len());
     for object in deployments {
         let is_held = held.contains(&object.name);
@@ -126,7 +134,7 @@ pub(super) async fn apply(
         }
         _ => None,
     });
-    let decision = ask(world, &application, &unit_name(owner), causes.max());
+    let decision = ask(world, &application, &unit, causes.max());
     let (staged, _turn) = match decision {
         Asked::Unchanged => (None, None),
         Asked::Go { staged, turn } => (Some(staged), turn),
@@ -257,11 +265,12 @@ fn limit(world: &World, application: &str, kind: UnitKind) -> usize {
     kind.at_a_time(application.as_ref().and_then(|application| application.spec.rollout.as_ref()))
 }
 
-/// The name of an owner's unit.
-fn unit_name(owner: &Owner) -> UnitName {
+/// The name of an owner's unit; none of a relay's, which takes part in no Application's rollout.
+fn unit_name(owner: &Owner) -> Option<UnitName> {
     match owner {
-        Owner::Pool(name) => UnitName { kind: UnitKind::Pool, name: name.clone() },
-        Owner::Tenant(name) => UnitName { kind: UnitKind::Tenant, name: name.clone() },
+        Owner::Pool(name) => Some(UnitName { kind: UnitKind::Pool, name: name.clone() }),
+        Owner::Tenant(name) => Some(UnitName { kind: UnitKind::Tenant, name: name.clone() }),
+        Owner::Server(_) => None,
     }
 }
 
@@ -272,8 +281,9 @@ fn units(world: &World, application: &str) -> Vec<Unit> {
     for (_, owner, state) in world.cluster.children().states(Kind::Deployment) {
         if let ChildState::Component(state) = state
             && state.rollout.application == application
+            && let Some(name) = unit_name(&owner)
         {
-            found.entry(unit_name(&owner)).or_default().push(state);
+            found.entry(name).or_default().push(state);
         }
     }
     let units = found.into_iter().filter(|(name, _)| takes_part(world, name));
@@ -342,7 +352,7 @@ pub(super) fn verdict(
     components: &[ComponentState],
 ) -> Option<Verdict> {
     let no = |reason: Reason, message: String| Some(Verdict::no(ConditionType::RolledOut, reason, message));
-    let told = world.rollouts.told(application, &unit_name(owner));
+    let told = unit_name(owner).and_then(|unit| world.rollouts.told(application, &unit));
     let mut states = components.iter().map(|state| (&state.component, &state.rollout.progress));
     if let Some(failed) = states.clone().find_map(|(component, progress)| match progress {
         Progress::Failed(message) => Some(format!("component {component}: {message}")),

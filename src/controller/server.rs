@@ -14,9 +14,12 @@ use super::{
     conditions::{Concerns, now},
     connection,
     databases::Connected,
+    events::Note,
     failure::{Class, Failure},
     maintenance,
     queue::{Next, Outcome},
+    relay,
+    retire::Retired,
     world::World,
 };
 use crate::{
@@ -55,6 +58,17 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
     let pools = world.stores.pools.state().iter().filter(|pool| pool.spec.server == name).count();
     if server.metadata.deletion_timestamp.is_some() {
         if tenants == 0 && pools == 0 {
+            match relay::remove(&name, world).await {
+                Ok(Retired::Gone) => {}
+                Ok(Retired::Kept(why)) => {
+                    let text = format!("the relay's namespace stays, since others have objects in it: {why}");
+                    world.events.say(server, Note::warning("NamespaceKept", "RemoveNamespace", text));
+                }
+                Err(failure) => {
+                    write(server, world, tenants, None, &Concerns::not_ready(&failure)).await?;
+                    return Err(failure);
+                }
+            }
             world.databases.remove(&name);
             world.statuses.servers.forget(server.metadata.uid.as_deref().unwrap_or_default());
             remove_finalizer(world.cluster.client(), server).await?;
@@ -81,6 +95,15 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         }
         Err(failure) => concerns.fails(ConditionType::Reachable, failure.clone()),
     }
+    // Whoever waits for the server's first answer has it.
+    world.shared.set_tried(&name);
+    let relayed = if faults.is_empty() { relay::ensure(server, world).await } else { Ok(None) };
+    match &relayed {
+        Ok(verdict) => verdict.iter().cloned().for_each(|verdict| concerns.notes(verdict)),
+        Err(failure) => {
+            concerns.notes(Verdict::no(ConditionType::RelayReady, failure.reason, failure.message.clone()));
+        }
+    }
     let verdicts = concerns.verdicts("the server answers, and its records are known");
     let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts).await?;
     match concerns.blocked() {
@@ -89,6 +112,12 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         Some(failure) => Err(Failure { class: Class::Waiting, ..failure }),
         None => {
             let interval = world.args.health_interval;
+            // What a person has to change is looked for as often as the server.
+            if let Err(failure) = relayed
+                && failure.class != Class::Permanent
+            {
+                return Err(failure);
+            }
             Ok(sooner(counted, world.databases.get(&name).map_or(interval, |connected| connected.check_due(interval))))
         }
     }
@@ -246,13 +275,8 @@ async fn write(
 ) -> Outcome {
     let old = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
     let name = server.name_any();
-    // Where two DatabaseServers lead to one PostgreSQL, a pool's database is its own server's.
-    let is_here = |connected: &Connected, database: &str| match connected.purpose(database) {
-        Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
-        _ => world.shared.placements().server_of(database).is_none_or(|server| server == name),
-    };
     let databases = world.databases.get(&name).map_or(old.databases, |connected| {
-        let here = connected.names().iter().filter(|database| is_here(&connected, database)).count();
+        let here = connected.names().iter().filter(|database| is_here(world, &name, &connected, database)).count();
         i64::try_from(here).unwrap_or(i64::MAX)
     });
     let status = DatabaseServerStatus {
@@ -274,6 +298,15 @@ async fn write(
         world.events.transitions(server, &old.conditions, &status.conditions);
     }
     Ok(None)
+}
+
+/// Whether a database is this DatabaseServer's: where two lead to one PostgreSQL, a pool's database
+/// is its own server's.
+pub(super) fn is_here(world: &World, name: &str, connected: &Connected, database: &str) -> bool {
+    match connected.purpose(database) {
+        Some(Purpose::Pool(pool)) => world.pool(&pool).is_none_or(|pool| pool.spec.server == name),
+        _ => world.shared.placements().server_of(database).is_none_or(|server| server == name),
+    }
 }
 
 /// PostgreSQL's `server_version_num`, as people write it: 150018 is 15.18.

@@ -28,6 +28,12 @@ const AHEAD: SignedDuration = SignedDuration::from_mins(5);
 /// for what is asked.
 const LEDGER_CONNECTIONS: usize = 8;
 
+/// The relay's image where nobody chooses one; like the agent's, it is raised on purpose.
+const RELAY_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
+
+/// The port at which the operator serves its API to relays and workloads.
+const API_PORT: u16 = 8_081;
+
 /// Flags of `tenantry operator`.
 #[derive(Args, Clone, Debug)]
 pub struct OperatorArgs {
@@ -46,6 +52,24 @@ pub struct OperatorArgs {
     /// When the agent's image is pulled (Always, IfNotPresent, Never)
     #[arg(long, env = "TENANTRY_AGENT_PULL_POLICY")]
     pub agent_pull_policy: Option<String>,
+    /// The image that the relays run
+    #[arg(long, env = "TENANTRY_RELAY_IMAGE", default_value = RELAY_IMAGE)]
+    pub relay_image: String,
+    /// When the relays' image is pulled (Always, IfNotPresent, Never)
+    #[arg(long, env = "TENANTRY_RELAY_PULL_POLICY")]
+    pub relay_pull_policy: Option<String>,
+    /// How many relays each DatabaseServer has; they share the work
+    #[arg(long, env = "TENANTRY_RELAY_REPLICAS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=4))]
+    pub relay_replicas: u8,
+    /// Requests and limits of a relay, as JSON: {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi"}}
+    #[arg(long, env = "TENANTRY_RELAY_RESOURCES", value_parser = resources)]
+    pub relay_resources: Option<crate::api::Resources>,
+    /// Where relays reach the operator's API [default: http://tenantry.NAMESPACE.svc:8081]
+    #[arg(long, env = "TENANTRY_RELAY_API_URL")]
+    pub relay_api_url: Option<String>,
+    /// How many of a tenant's usage events may wait in its database before the older ones are folded: one per meter and day then
+    #[arg(long, env = "TENANTRY_OUTBOX_CAP", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub outbox_cap: u32,
     /// How many Tenants are reconciled at a time
     #[arg(long, env = "TENANTRY_CONCURRENCY", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=512))]
     pub concurrency: u16,
@@ -142,6 +166,20 @@ impl OperatorArgs {
         }
     }
 
+    /// What relays are made from; nothing where nothing is metered.
+    pub(super) fn relay(&self) -> Option<desired::RelaySettings> {
+        self.ledger_url.as_ref()?;
+        let own = || format!("http://tenantry.{}.svc:{API_PORT}", self.namespace);
+        Some(desired::RelaySettings {
+            image: self.relay_image.clone(),
+            pull_policy: self.relay_pull_policy.clone(),
+            replicas: i32::from(self.relay_replicas),
+            resources: self.relay_resources.clone(),
+            api_url: self.relay_api_url.clone().unwrap_or_else(own),
+            api_port: API_PORT,
+        })
+    }
+
     /// Which lease, for whom; nothing where there is no election.
     ///
     /// # Errors
@@ -193,6 +231,10 @@ impl OperatorArgs {
     pub(super) fn overlap(&self) -> OverlapTimes {
         OverlapTimes { quiet: self.rotation_overlap, max: self.rotation_max_overlap }
     }
+}
+
+fn resources(text: &str) -> Result<crate::api::Resources, String> {
+    serde_json::from_str(text).map_err(|error| format!("not requests and limits as JSON: {error}"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

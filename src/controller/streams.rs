@@ -16,7 +16,7 @@ use super::{
     changes,
     counting::Counting,
     namespaces::{self, push_owner},
-    rollout, routes,
+    relay, rollout, routes,
     world::World,
 };
 use crate::{
@@ -78,7 +78,10 @@ pub(super) async fn start(world: &Arc<World>, writers: Writers) {
     let of_api_server = watcher::Config::default().labels("kubernetes.io/service-name=kubernetes");
     let changed = Arc::clone(world);
     let watch = world.watches.of("EndpointSlice");
-    tokio::spawn(reflect(api, of_api_server, api_servers, watch, move |_| changed.push_pools(|_| true)));
+    tokio::spawn(reflect(api, of_api_server, api_servers, watch, move |_| {
+        changed.push_pools(|_| true);
+        relay::api_server_moved(&changed);
+    }));
     let stores = &world.stores;
     // An error means that a watch's task ended, which none does.
     let _ = tokio::join!(

@@ -206,7 +206,7 @@ fn again(world: &Arc<World>, owner: &Owner, key: &Key, due: Instant) {
 /// The pods of a Deployment; nothing where they can't be had.
 async fn list(world: &World, owner: &Owner, key: &Key) -> Option<Vec<Value>> {
     let instance = match owner {
-        Owner::Pool(name) | Owner::Tenant(name) => name,
+        Owner::Pool(name) | Owner::Tenant(name) | Owner::Server(name) => name,
     };
     let selector = naming::selector(instance, &key.name);
     let selector = selector.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(",");

@@ -27,11 +27,12 @@ mod takeover;
 mod tenants;
 mod tls;
 mod types;
+mod unsent;
 mod watchdog;
 
 pub use error::{Error, ErrorClass, Result};
 pub use identity::{Password, PasswordDigest, Slot, TenantId};
-pub use outbox::{Folded, LeasedEvent, Mark, Outbox, OutboxKind, OutboxSize, Settlement};
-pub use relay::{DeadLetter, RelayAccess};
+pub use outbox::{Folded, LeasedEvent, Mark, Outbox, OutboxKind, OutboxSize, Settlement, Standing};
+pub use relay::{DeadLetter, RelayAccess, relay_role};
 pub use server::{Endpoint, Server, ServerConfig, Timeouts, Tls};
 pub use types::*;

@@ -25,6 +25,19 @@ pub(super) const KEEP_OUTBOX: &str = "SELECT tenantry.keep_outbox(7, 8)";
 /// How often a statement is tried again that met another relay's.
 const RACES: usize = 20;
 
+/// How long a session may say nothing. The server ends statements itself before that; this is for
+/// one that is gone without a word. Shorter than a lease.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The server's clock, and whether this session is the oldest of those in this database that are
+/// alive, each of another relay: the one that speaks for the database.
+const STANDING: &str = "
+    SELECT clock_timestamp(), coalesce((
+        SELECT a.pid = pg_backend_pid() FROM pg_stat_activity a
+         WHERE a.datname = current_database() AND a.usename = current_user AND a.application_name = $1
+           AND (a.pid = pg_backend_pid() OR a.state_change > clock_timestamp() - interval '40 seconds')
+         ORDER BY a.backend_start, a.pid LIMIT 1), true)";
+
 /// Leases what waits: of each tenant a share of the batch, in the order of its events. Distinct
 /// tenants are found by jumping from one to the next in the index, so that a tenant with a
 /// million events costs the others nothing.
@@ -216,17 +229,43 @@ pub struct OutboxSize {
     pub dead: u64,
 }
 
-/// A session of the relay in one database.
+/// Which of the relays of a database this session's is, if there are several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The server's clock.
+    pub now: Timestamp,
+    /// Whether this one speaks for the database: its session is the oldest. For a moment two may
+    /// take themselves for the first.
+    pub is_first: bool,
+}
+
+/// A session of the relay in one database. After an error it is of no more use.
 pub struct Outbox {
     client: Client,
 }
 
 impl Outbox {
+    /// What the session is called, by which a relay speaks for its database.
+    pub const NAME: &str = "tenantry relay";
+
     /// Logs in. Ends by itself when it is dropped.
     ///
     /// # Errors
     /// Transient where the server can't be reached; permanent where the login is refused.
     pub async fn connect(access: &RelayAccess, tls: &Tls, timeout: Duration) -> Result<Self> {
+        Self::connect_as(Self::NAME, access, tls, timeout).await
+    }
+
+    /// Logs in under another name: a further session of the same relay.
+    ///
+    /// # Errors
+    /// As [`Outbox::connect`].
+    pub async fn connect_as(name: &str, access: &RelayAccess, tls: &Tls, timeout: Duration) -> Result<Self> {
+        let silent = |_| Error::transient(format!("{}:{} did not answer within {timeout:?}", access.host, access.port));
+        tokio::time::timeout(timeout, Self::log_in(name, access, tls, timeout)).await.map_err(silent)?
+    }
+
+    async fn log_in(name: &str, access: &RelayAccess, tls: &Tls, timeout: Duration) -> Result<Self> {
         let connector = connector(tls)?;
         let mut config = Config::new();
         config
@@ -237,10 +276,10 @@ impl Outbox {
             .password(access.password.expose())
             .ssl_mode(connector.mode())
             .connect_timeout(timeout)
-            .application_name("tenantry relay");
+            .application_name(name);
         let client = connector.connect(&config).await;
         let client = client.map_err(|error| explain(&access.host, access.port, &access.user, &error))?;
-        let setup = "SET search_path = pg_catalog; SET statement_timeout = '30s'; SET lock_timeout = '5s'";
+        let setup = "SET search_path = pg_catalog; SET statement_timeout = '15s'; SET lock_timeout = '5s'";
         client.batch_execute(setup).await.map_err(|error| failed("can't prepare the session", &error))?;
         Ok(Self { client })
     }
@@ -342,6 +381,28 @@ impl Outbox {
         Ok(OutboxSize { waiting: natural(0), oldest: row.get(1), dead: natural(2) })
     }
 
+    /// How many events were refused for good, by tenant; of at most 1,000 tenants.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn dead_by_tenant(&self) -> Result<Vec<(TenantId, u64)>> {
+        let sql = "SELECT tenant, count(*) FROM tenantry.outbox WHERE acked_at IS NULL AND dead_at IS NOT NULL
+                    GROUP BY tenant ORDER BY tenant LIMIT 1000";
+        let rows = self.query("can't count dead letters", sql, &[]).await?;
+        let one = |row: &Row| Ok((row.get::<_, &str>(0).parse()?, u64::try_from(row.get::<_, i64>(1)).unwrap_or(0)));
+        rows.iter().map(one).collect()
+    }
+
+    /// Whether this session speaks for the database: of several relays one does.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn standing(&self) -> Result<Standing> {
+        let rows = self.query("can't look for other relays", STANDING, &[(&Self::NAME, Type::TEXT)]).await?;
+        let row = rows.first().ok_or_else(|| Error::transient("the server did not tell its time"))?;
+        Ok(Standing { now: row.get(0), is_first: row.get(1) })
+    }
+
     /// What was acknowledged since a moment, in pages: those whose ids come after `after`.
     ///
     /// # Errors
@@ -357,7 +418,8 @@ impl Outbox {
     async fn query(&self, doing: &str, sql: &str, params: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>> {
         let mut races = 0;
         loop {
-            match self.client.query_typed(sql, params).await {
+            let answer = tokio::time::timeout(PATIENCE, self.client.query_typed(sql, params)).await;
+            match answer.map_err(|_| Error::transient(format!("{doing}: the server no longer answers")))? {
                 // A row that this statement was about to lock has just been acknowledged by
                 // another relay, and so moved: looked at anew, it is not there.
                 Err(error) if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) && races < RACES => races += 1,
@@ -375,7 +437,7 @@ fn key(event: &LeasedEvent) -> (&str, &str, i32, i64) {
     (event.tenant.as_str(), &event.meter, event.epoch, event.sequence)
 }
 
-fn event(row: &Row) -> Result<LeasedEvent> {
+pub(super) fn event(row: &Row) -> Result<LeasedEvent> {
     let kind: &str = row.get(5);
     let kind = OutboxKind::parse(kind).ok_or_else(|| {
         Error::permanent(format!("a usage event is of kind {kind:?}; was it written by a newer version?"))

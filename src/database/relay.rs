@@ -68,7 +68,8 @@ pub struct DeadLetter {
 }
 
 /// The role that relays of a database log in as.
-pub(super) fn relay_role(database: &str) -> String {
+#[must_use]
+pub fn relay_role(database: &str) -> String {
     format!("{database}_relay")
 }
 

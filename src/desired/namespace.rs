@@ -32,7 +32,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    fn metadata(&self, name: &str) -> ObjectMeta {
+    pub(super) fn metadata(&self, name: &str) -> ObjectMeta {
         ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(self.namespace.to_owned()),
@@ -63,6 +63,12 @@ impl Scope<'_> {
     pub(super) fn agent(&self) -> Vec<Object> {
         let subject = service_account(naming::AGENT, self.namespace);
         vec![self.account(naming::AGENT), self.binding(naming::AGENT, vec![subject])]
+    }
+
+    /// The relay's identity, and its right to read the namespace's Secrets: the agent's.
+    pub(super) fn relay(&self) -> Vec<Object> {
+        let subject = service_account(naming::RELAY, self.namespace);
+        vec![self.account(naming::RELAY), self.binding(naming::AGENT, vec![subject])]
     }
 
     /// The identity of a tenant's pods. Nothing is bound to it, so that a token, should a

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
-use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, MANAGED_BY, Pool, Route};
+use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_RELAY, LABEL_TENANT, MANAGED_BY, Pool, Route};
 
 /// The ClusterRole that the operator binds itself to in each namespace that it makes.
 pub const NAMESPACE_ROLE: &str = "tenantry-namespace";
@@ -41,8 +41,16 @@ pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 pub const LABEL_PART_OF: &str = "app.kubernetes.io/part-of";
 
 /// The labels that the operator sets on pods, and that a template therefore can't.
-pub const POD_LABELS: [&str; 7] =
-    [LABEL_NAME, LABEL_INSTANCE, LABEL_COMPONENT, LABEL_PART_OF, LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT];
+pub const POD_LABELS: [&str; 8] = [
+    LABEL_NAME,
+    LABEL_INSTANCE,
+    LABEL_COMPONENT,
+    LABEL_PART_OF,
+    LABEL_MANAGED_BY,
+    LABEL_POOL,
+    LABEL_TENANT,
+    LABEL_RELAY,
+];
 
 /// What an object belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +126,22 @@ pub fn relay_namespace(server: &str) -> String {
     format!("{}-{hash}", kept.trim_end_matches('-'))
 }
 
+/// The user that a DatabaseServer's relay is to the API server.
+pub fn relay_user(server: &str) -> String {
+    format!("system:serviceaccount:{}:{RELAY}", relay_namespace(server))
+}
+
+/// The labels of every object that is for a DatabaseServer's relay.
+pub fn relay_labels(server: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([(LABEL_MANAGED_BY.to_owned(), MANAGED_BY.to_owned()), (LABEL_RELAY.to_owned(), server.to_owned())])
+}
+
+/// The Secret with the relay's login in a database. No two of the names that are given to databases
+/// here differ in `-` and `_` alone.
+pub fn relay_secret(database: &str) -> String {
+    database.replace('_', "-")
+}
+
 /// The `number`th database that bridge tenants of an application share: at most 63 bytes, so
 /// never cut by PostgreSQL. No two applications have the same, since the number comes last.
 pub fn bridge_database(application: &str, number: usize) -> String {
@@ -184,3 +208,20 @@ pub const ENV_PLAN: &str = "TENANTRY_PLAN";
 pub const ENV_HOST: &str = "TENANTRY_HOST";
 /// The environment variable that tells a container where the tenants' files are.
 pub const ENV_TENANTS_DIR: &str = "TENANTRY_TENANTS_DIR";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_of_a_relay_is_never_too_long_and_never_anothers() {
+        assert_eq!(relay_namespace("main"), "tenantry-relay-main");
+        let longest = relay_namespace(&"a".repeat(48));
+        assert_eq!(longest.len(), 63);
+        let (one, other) = (relay_namespace(&"a".repeat(63)), relay_namespace(&format!("{}b", "a".repeat(62))));
+        assert_ne!(one, other);
+        for name in [&one, &other, &relay_namespace(&format!("{}-{}", "a".repeat(36), "b".repeat(26)))] {
+            assert!(name.len() <= 63 && name.starts_with("tenantry-relay-a") && !name.contains("--"), "{name}");
+        }
+    }
+}

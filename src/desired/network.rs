@@ -216,6 +216,6 @@ fn endpoint_port(server: &DatabaseServer) -> i32 {
 }
 
 /// The protocol is always written out: the API server would fill it in.
-fn port(protocol: &str, number: i32) -> NetworkPolicyPort {
+pub(super) fn port(protocol: &str, number: i32) -> NetworkPolicyPort {
     NetworkPolicyPort { protocol: Some(protocol.to_owned()), port: Some(IntOrString::Int(number)), end_port: None }
 }

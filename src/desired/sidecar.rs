@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Where client libraries look for a pod's token.
-const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+pub(super) const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a token is valid; the kubelet renews it at four fifths of that.
 const TOKEN_SECONDS: i64 = 3_600;
 /// The user and group of the agent, and the pod's fsGroup where the template names none: the
@@ -72,16 +72,7 @@ impl Sidecar<'_> {
                 ..Probe::default()
             }),
             resources: Some(self.resources()),
-            security_context: Some(SecurityContext {
-                allow_privilege_escalation: Some(false),
-                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-                read_only_root_filesystem: Some(true),
-                run_as_non_root: Some(true),
-                run_as_user: Some(AGENT_ID),
-                run_as_group: Some(AGENT_ID),
-                seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
-                ..SecurityContext::default()
-            }),
+            security_context: Some(security()),
             volume_mounts: Some(vec![mount(TENANTS_VOLUME, TENANTS_DIR, false), mount(TOKEN_VOLUME, TOKEN_DIR, true)]),
             ..Container::default()
         }
@@ -89,37 +80,6 @@ impl Sidecar<'_> {
 
     /// The files in memory, and the agent's token, which no other container mounts.
     pub(super) fn volumes(&self) -> [Volume; 2] {
-        let projection = [
-            VolumeProjection {
-                service_account_token: Some(ServiceAccountTokenProjection {
-                    expiration_seconds: Some(TOKEN_SECONDS),
-                    path: "token".to_owned(),
-                    audience: None,
-                }),
-                ..VolumeProjection::default()
-            },
-            VolumeProjection {
-                config_map: Some(ConfigMapProjection {
-                    name: "kube-root-ca.crt".to_owned(),
-                    items: Some(vec![KeyToPath { key: "ca.crt".into(), path: "ca.crt".into(), mode: None }]),
-                    optional: None,
-                }),
-                ..VolumeProjection::default()
-            },
-            VolumeProjection {
-                downward_api: Some(DownwardAPIProjection {
-                    items: Some(vec![DownwardAPIVolumeFile {
-                        path: "namespace".to_owned(),
-                        field_ref: Some(ObjectFieldSelector {
-                            api_version: Some("v1".to_owned()),
-                            field_path: "metadata.namespace".to_owned(),
-                        }),
-                        ..DownwardAPIVolumeFile::default()
-                    }]),
-                }),
-                ..VolumeProjection::default()
-            },
-        ];
         [
             Volume {
                 name: TENANTS_VOLUME.to_owned(),
@@ -129,11 +89,7 @@ impl Sidecar<'_> {
                 }),
                 ..Volume::default()
             },
-            Volume {
-                name: TOKEN_VOLUME.to_owned(),
-                projected: Some(ProjectedVolumeSource { sources: Some(projection.into()), default_mode: None }),
-                ..Volume::default()
-            },
+            token_volume(TOKEN_VOLUME),
         ]
     }
 
@@ -159,12 +115,75 @@ impl Sidecar<'_> {
     }
 }
 
+/// What a client library needs to reach the API server: token, certificates and namespace.
+pub(super) fn token_volume(name: &str) -> Volume {
+    let projection = [
+        token_projection(None),
+        VolumeProjection {
+            config_map: Some(ConfigMapProjection {
+                name: "kube-root-ca.crt".to_owned(),
+                items: Some(vec![KeyToPath { key: "ca.crt".into(), path: "ca.crt".into(), mode: None }]),
+                optional: None,
+            }),
+            ..VolumeProjection::default()
+        },
+        VolumeProjection {
+            downward_api: Some(DownwardAPIProjection {
+                items: Some(vec![DownwardAPIVolumeFile {
+                    path: "namespace".to_owned(),
+                    field_ref: Some(ObjectFieldSelector {
+                        api_version: Some("v1".to_owned()),
+                        field_path: "metadata.namespace".to_owned(),
+                    }),
+                    ..DownwardAPIVolumeFile::default()
+                }]),
+            }),
+            ..VolumeProjection::default()
+        },
+    ];
+    projected(name, projection.into())
+}
+
+/// The pod's token, for the API server or for somebody else.
+pub(super) fn token_projection(audience: Option<&str>) -> VolumeProjection {
+    VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            expiration_seconds: Some(TOKEN_SECONDS),
+            path: "token".to_owned(),
+            audience: audience.map(str::to_owned),
+        }),
+        ..VolumeProjection::default()
+    }
+}
+
+pub(super) fn projected(name: &str, sources: Vec<VolumeProjection>) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        projected: Some(ProjectedVolumeSource { sources: Some(sources), default_mode: None }),
+        ..Volume::default()
+    }
+}
+
+/// What every container of the operator's own is held to.
+pub(super) fn security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        read_only_root_filesystem: Some(true),
+        run_as_non_root: Some(true),
+        run_as_user: Some(AGENT_ID),
+        run_as_group: Some(AGENT_ID),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..SecurityContext::default()
+    }
+}
+
 /// The mount of the files in an application's container.
 pub(super) fn tenants_mount() -> VolumeMount {
     mount(TENANTS_VOLUME, TENANTS_DIR, true)
 }
 
-fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
+pub(super) fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: volume.to_owned(),
         mount_path: path.to_owned(),

@@ -344,3 +344,48 @@ async fn days_that_are_over_go_as_a_whole_and_a_database_goes_with_its_relay() {
     assert_eq!(one(&elsewhere.superuser().await, &roles).await, "0");
     assert!(outbox.lease(1, LEASE).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_has_acknowledged_is_read_and_saved_by_the_operator() {
+    let (ground, guest, client, outbox) = ground().await;
+    let neighbour = ground.tenant("bolt").await;
+    for _ in 0..4 {
+        count(&client, "users", 1).await;
+    }
+    count(&ground.client(&neighbour.login).await, "users", 1).await;
+    let leased = outbox.lease(100, LEASE).await.expect("leased");
+    let of =
+        |sequence| leased.iter().find(|event| event.tenant == guest.id && event.sequence == sequence).expect("it is");
+    let dead = Settlement::Dead { error: "refused".into() };
+    outbox.settle(&[(of(1), Settlement::Acknowledged), (of(2), dead)]).await.expect("settled");
+    assert_eq!(outbox.dead_by_tenant().await.expect("counted"), [(guest.id.clone(), 1)]);
+    assert_eq!(ground.server.unsent(&ground.database, &guest.id, 2).await.expect("a page").len(), 2);
+    let unsent = ground.server.unsent(&ground.database, &guest.id, 100).await.expect("all");
+    let sequences: Vec<_> = unsent.iter().map(|event| event.sequence).collect();
+    assert_eq!(sequences, [2, 3, 4], "dead ones and leased ones too");
+    assert_eq!((unsent[1].id, unsent[1].value), (of(3).id, 3));
+    ground.server.saved(&ground.database, &guest.id, &unsent).await.expect("saved");
+    ground.server.saved(&ground.database, &guest.id, &unsent).await.expect("once more, as nothing");
+    assert!(ground.server.unsent(&ground.database, &guest.id, 100).await.expect("none").is_empty());
+    assert_eq!(ground.server.unsent(&ground.database, &neighbour.id, 100).await.expect("one").len(), 1);
+    // The relay that had them under way finds nothing to note.
+    settle(&outbox, &all(&leased, &Settlement::Dead { error: "late".into() })).await;
+    let superuser = ground.superuser().await;
+    let acked = format!("SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NOT NULL AND tenant = '{}'", guest.id);
+    assert_eq!(one(&superuser, &acked).await, "4");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_relays_the_oldest_that_lives_speaks_for_the_database() {
+    let ground = Ground::new("relay").await;
+    let access = access(&ground).await;
+    let first = outbox(&access).await;
+    assert!(first.standing().await.expect("alone").is_first);
+    let second = outbox(&access).await;
+    assert!(!second.standing().await.expect("the second").is_first);
+    let tls = Tls::VerifyFull { ca_pem: shared_server().ca_pem().to_owned() };
+    let further = Outbox::connect_as("another name", &access, &tls, Duration::from_secs(10)).await.expect("logged in");
+    assert!(first.standing().await.expect("still").is_first);
+    drop((first, further));
+    crate::support::until("the second comes after it", async || second.standing().await.expect("asked").is_first).await;
+}

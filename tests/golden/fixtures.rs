@@ -11,8 +11,8 @@ use serde_json::Value;
 use tenantry::{
     api::{Application, DatabaseServer, Plan, Pool, Tenant, Tier},
     desired::{
-        Catalog, Effective, Fault, Kind, Object, PoolInput, PoolObjects, Settings, SharedContent, TenantObjects,
-        TenantObjectsInput, effective, pool_objects, tenant_objects,
+        Catalog, Effective, Fault, Kind, Object, PoolInput, PoolObjects, RelayInput, RelaySettings, Settings,
+        SharedContent, TenantObjects, TenantObjectsInput, effective, pool_objects, relay_objects, tenant_objects,
     },
 };
 
@@ -68,6 +68,23 @@ pub fn settings() -> Settings {
         agent_pull_policy: Some("IfNotPresent".into()),
         agent_resources: None,
     }
+}
+
+pub fn relay_settings() -> RelaySettings {
+    RelaySettings {
+        image: "ghcr.io/tenantry/tenantry:0.1.0".into(),
+        pull_policy: Some("IfNotPresent".into()),
+        replicas: 2,
+        resources: None,
+        api_url: "http://tenantry.tenantry-system.svc:8081".into(),
+        api_port: 8081,
+    }
+}
+
+/// All objects of a server's relay, but its Secrets.
+pub fn build_relay(server: &DatabaseServer) -> Vec<Object> {
+    let (settings, relay) = (settings(), relay_settings());
+    relay_objects(&RelayInput { server, settings: &settings, relay: &relay, api_server: &API_SERVER })
 }
 
 pub fn shared() -> Vec<SharedContent> {

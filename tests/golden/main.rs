@@ -12,6 +12,7 @@ mod policies;
 mod properties;
 mod quotas;
 mod reach;
+mod relay;
 mod rollout;
 mod templates;
 mod tenants;

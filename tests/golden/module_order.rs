@@ -17,7 +17,7 @@ const ORDER: [(&str, &[&str]); 14] = [
     ("database", &["term", "postgres"]),
     ("metering", &["billing", "desired", "postgres"]),
     ("controller", &["api", "term", "billing", "desired", "cluster", "database", "metering"]),
-    ("relay", &["desired", "cluster", "database", "metering"]),
+    ("relay", &["api", "desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),
     ("web", &["api", "billing", "desired", "cluster", "database", "metering", "controller"]),
     ("cli", &["api", "desired", "cluster", "database", "metering", "controller"]),

@@ -10,7 +10,7 @@ use tenantry::{
 };
 
 use crate::{
-    fixtures::{API_SERVER, Own, application, build_pool, pool, server},
+    fixtures::{API_SERVER, Own, application, build_pool, build_relay, pool, server},
     policies::{Cluster, End, Labels, Pod},
 };
 
@@ -36,11 +36,22 @@ impl World {
             world.add(&own.with(&change).ordered());
             world.add(&other.with(&change).ordered());
         }
-        for (namespace, name) in [("gateways", "gateway"), ("kube-system", "dns"), ("shop", "stranger")] {
+        for name in ["main", "other"] {
+            let mut server = server().clone();
+            server.metadata.name = Some(name.to_owned());
+            server.spec.network = Own::bridge().with(&change).server.spec.network;
+            world.add(&build_relay(&server));
+        }
+        let around =
+            [("gateways", "gateway"), ("kube-system", "dns"), ("shop", "stranger"), ("tenantry-system", "other")];
+        for (namespace, name) in around {
             let labels = [("kubernetes.io/metadata.name".to_owned(), namespace.to_owned())].into();
             world.cluster.namespaces.insert(namespace.to_owned(), labels);
             world.add_pod(namespace, name, Labels::new(), Vec::new());
         }
+        let operator = [("app.kubernetes.io/name", "tenantry"), ("app.kubernetes.io/component", "operator")];
+        let operator = operator.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        world.add_pod("tenantry-system", "operator", operator, Vec::new());
         world
     }
 
@@ -187,6 +198,51 @@ fn in_each_tier_everybody_reaches_what_is_declared_and_nothing_else() {
         ];
         check(&world, within(namespace, &cases));
     }
+}
+
+#[test]
+fn a_relay_reaches_its_server_and_the_operator_and_nobody_reaches_a_relay() {
+    let api_server = API_SERVER[0].0.to_string();
+    let operator = "tenantry-system/operator";
+    for world in [World::new(|_| ()), World::new(wide_open)] {
+        let cases = [
+            // The server itself, at its own port: not the tenants' pooler.
+            ("@relay", DATABASE, "TCP", 5432, true),
+            ("@relay", DATABASE, "TCP", DATABASE_PORT, false),
+            ("@relay", DATABASE, "TCP", 22, false),
+            ("@relay", &api_server, "TCP", 6443, true),
+            ("@relay", operator, "TCP", 8081, true),
+            ("@relay", operator, "TCP", 8080, false),
+            ("@relay", "tenantry-system/other", "TCP", 8081, false),
+            ("@relay", DNS, "UDP", 53, true),
+            ("@relay", DNS, "TCP", 8081, false),
+            ("@relay", INTERNET, "TCP", 443, false),
+            ("@relay", PARTNER, "TCP", 443, false),
+            ("@relay", METADATA, "TCP", 80, false),
+            ("@relay", METADATA, "TCP", 5432, false),
+            ("@relay", STRANGER, "TCP", 8081, false),
+            (STRANGER, "@relay", "TCP", 8080, false),
+            (GATEWAY, "@relay", "TCP", 8080, false),
+            (INTERNET, "@relay", "TCP", 8080, false),
+            (operator, "@relay", "TCP", 8080, false),
+        ];
+        for namespace in ["tenantry-relay-main", "tenantry-relay-other"] {
+            check(&world, within(namespace, &cases));
+            for (_, tenants) in NAMESPACES {
+                for pod in ["api", "worker", "web"] {
+                    let (relay, pod) = (format!("{namespace}/relay"), format!("{tenants}/{pod}"));
+                    for port in [80, 3000, 5432, 8080, 8081] {
+                        check(&world, vec![(pod.clone(), relay.clone(), "TCP", port, false)]);
+                        check(&world, vec![(relay.clone(), pod.clone(), "TCP", port, false)]);
+                    }
+                }
+            }
+        }
+        let one_to_another = ("tenantry-relay-main/relay".to_owned(), "tenantry-relay-other/relay".to_owned());
+        check(&world, vec![(one_to_another.0, one_to_another.1, "TCP", 8080, false)]);
+    }
+    let silent = World::new(|own| own.server.spec.network = None);
+    assert!(!silent.allows("tenantry-relay-main/relay", DATABASE, "TCP", 5432), "no way to everywhere");
 }
 
 /// Every pod of one namespace to every pod of another, at every port that anybody serves.

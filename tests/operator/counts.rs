@@ -172,7 +172,7 @@ const OWN_CALLS: [(&str, u64); 17] = [
 
 /// The SQL of a tenant with a schema in a database that is there, and of one whose database is
 /// made for it.
-const OWN_STATEMENTS: [(&str, u64); 2] = [("bridge", 85), ("dedicated", 124)];
+const OWN_STATEMENTS: [(&str, u64); 2] = [("bridge", 85), ("dedicated", 129)];
 
 /// The operator's calls that did something and that concern a tenant with a namespace of its
 /// own. (Rights in a new namespace arrive a moment later; a write that comes before them is

@@ -38,12 +38,17 @@ mod pools;
 #[allow(dead_code)]
 mod proxy;
 mod recovery;
+#[path = "../relay/api.rs"]
+#[allow(dead_code)]
+mod relay_api;
+mod relays;
 mod release;
 mod rest;
 mod retention;
 mod rollout;
 mod rotation;
 mod routes;
+mod saving;
 mod servers;
 mod steps;
 mod templates;

@@ -152,6 +152,14 @@ fn settings_have_their_effect() {
     assert_eq!(container(&pinned)["image"], format!("registry.example.com/t@sha256:{}", "0".repeat(64)));
     assert_eq!(variable(&pinned, "TENANTRY_AGENT_IMAGE"), format!("registry.example.com/a@sha256:{}", "1".repeat(64)));
     assert_eq!(variable(&pinned, "TENANTRY_AGENT_PULL_POLICY"), "Never");
+    assert_eq!(variable(&pinned, "TENANTRY_RELAY_IMAGE"), format!("registry.example.com/r@sha256:{}", "2".repeat(64)));
+    assert_eq!(
+        (variable(&pinned, "TENANTRY_RELAY_PULL_POLICY"), variable(&pinned, "TENANTRY_RELAY_REPLICAS")),
+        ("Never".into(), "3".into())
+    );
+    let resources = variable(&pinned, "TENANTRY_RELAY_RESOURCES");
+    let resources: Value = serde_json::from_str(resources.as_str().expect("text")).expect("JSON");
+    assert_eq!(resources["limits"]["memory"], "1Gi");
 
     let watched = objects(&settings("watched"));
     let monitor = one(&watched, "ServiceMonitor", "tenantry");
@@ -171,6 +179,13 @@ fn settings_have_their_effect() {
     for exempt in ["aws-load-balancer-controller", "[\"platform\"]"] {
         assert!(condition.as_str().expect("an expression").contains(exempt), "{condition}");
     }
+    let relays = "{metrics: {relays: {enabled: true, labels: {release: prometheus}}}}";
+    let (done, rendered, errors) = attempt_render(relays, &["monitoring.coreos.com/v1/PodMonitor"]);
+    assert!(done, "{errors}");
+    let relays: Vec<Value> = serde_saphyr::from_multiple(&rendered).expect("YAML");
+    let relays = one(&relays, "PodMonitor", "tenantry-relays");
+    assert_eq!(relays["metadata"]["labels"]["release"], "prometheus");
+    assert_eq!(relays["spec"]["podMetricsEndpoints"][0]["port"], "http");
     let policy = &one(&watched, "NetworkPolicy", "tenantry")["spec"];
     assert_eq!(
         policy["podSelector"]["matchLabels"],

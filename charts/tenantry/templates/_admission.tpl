@@ -22,6 +22,7 @@ the same. The question to the authorizer, the dearest, comes last.
 {{/* Whether `metadata` (of the object or of the old one) marks an object as the operator's, or claims to. */}}
 {{- define "tenantry.marked" -}}
 (has({{ . }}.labels) && ('tenantry.io/tenant' in {{ . }}.labels || 'tenantry.io/pool' in {{ . }}.labels
+  || 'tenantry.io/relay' in {{ . }}.labels
   || ('app.kubernetes.io/managed-by' in {{ . }}.labels && {{ . }}.labels['app.kubernetes.io/managed-by'] == 'tenantry')))
 || (has({{ . }}.managedFields) && {{ . }}.managedFields.exists(field, has(field.manager) && field.manager == 'tenantry'))
 {{- end }}
@@ -40,5 +41,7 @@ matchLabels:
     ? 'Tenant ' + namespaceObject.metadata.labels['tenantry.io/tenant']
     : 'tenantry.io/pool' in namespaceObject.metadata.labels
     ? 'Pool ' + namespaceObject.metadata.labels['tenantry.io/pool']
+    : 'tenantry.io/relay' in namespaceObject.metadata.labels
+    ? 'the relay of DatabaseServer ' + namespaceObject.metadata.labels['tenantry.io/relay']
     : 'Tenantry'
 {{- end }}

@@ -24,6 +24,15 @@ app.kubernetes.io/part-of: tenantry
 {{- end -}}
 {{- end }}
 
+{{/* The relays' image; never by the chart's own version either. */}}
+{{- define "tenantry.relayImage" -}}
+{{- if .Values.relay.image.digest -}}
+{{ .Values.relay.image.repository }}@{{ .Values.relay.image.digest }}
+{{- else -}}
+{{ .Values.relay.image.repository }}:{{ .Values.relay.image.tag }}
+{{- end -}}
+{{- end }}
+
 {{/* The agent's image; never by the chart's own version, which an upgrade changes. */}}
 {{- define "tenantry.agentImage" -}}
 {{- if .Values.agent.image.digest -}}

@@ -22,9 +22,10 @@ use crate::{
         placements::Cell,
         queue::Outcome,
         retire::{Retired, held_message, remove, retire},
+        unsent,
         world::World,
     },
-    database::{TenantId, TenantState},
+    database::{DropOutcome, TenantId, TenantState},
     desired::{Kind, naming, route_kind},
 };
 
@@ -208,7 +209,12 @@ async fn take_out_data(
             }
             (DeletionPolicy::Retain, _) => {}
             (DeletionPolicy::Delete, _) => {
-                connected.server.drop_tenant(database, id).await?;
+                unsent::save(world, &place.server, connected, database, &record).await?;
+                // Whoever counted until the last moment has left more.
+                if let DropOutcome::WaitsForEvents(_) = connected.server.drop_tenant(database, id).await? {
+                    unsent::save(world, &place.server, connected, database, &record).await?;
+                    connected.server.drop_tenant(database, id).await?;
+                }
                 let text = format!("the data in database {database} is dropped");
                 world.events.say(tenant, Note::normal("DataDropped", "DropData", text));
             }
@@ -217,6 +223,8 @@ async fn take_out_data(
     }
     if place.tier == Tier::Dedicated {
         connected.drop_if_empty(database, &world.facts.cluster_id).await?;
+        // Its relay's login there is over.
+        world.queues.servers.push(&place.server);
     }
     Ok(())
 }

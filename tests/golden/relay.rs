@@ -1,0 +1,72 @@
+//! The relay of a DatabaseServer: its objects as they are applied.
+
+use serde_json::{Value, json};
+use tenantry::desired::{Kind, RelayInput, RelaySecretInput, RelaySettings, naming, relay_objects, relay_secret};
+
+use crate::fixtures::{API_SERVER, build_relay, find, relay_settings, server, settings, yaml};
+
+#[test]
+fn the_objects_of_a_relay() {
+    insta::assert_snapshot!("relay", yaml(&build_relay(&server())));
+}
+
+#[test]
+fn every_object_is_in_the_relays_namespace_and_says_whose_it_is() {
+    for object in build_relay(&server()) {
+        let labels = &object.body["metadata"]["labels"];
+        assert_eq!(labels["tenantry.io/relay"], "main", "{object}");
+        assert_eq!(labels["app.kubernetes.io/managed-by"], "tenantry", "{object}");
+        let namespace = object.namespace.as_deref().unwrap_or(&object.name);
+        assert_eq!(namespace, "tenantry-relay-main", "{object}");
+    }
+}
+
+#[test]
+fn a_relay_that_is_alone_has_no_budget_and_one_of_none_stays_off() {
+    for replicas in [0, 1] {
+        let (settings, relay) = (settings(), RelaySettings { replicas, ..relay_settings() });
+        let server = server();
+        let objects =
+            relay_objects(&RelayInput { server: &server, settings: &settings, relay: &relay, api_server: &API_SERVER });
+        assert!(objects.iter().all(|object| object.kind != Kind::PodDisruptionBudget));
+        assert_eq!(find(&objects, Kind::Deployment, "relay")["spec"]["replicas"], replicas);
+    }
+}
+
+#[test]
+fn chosen_resources_are_the_relays() {
+    let resources = serde_json::from_value(json!({"limits": {"memory": "1Gi"}})).unwrap();
+    let (settings, relay) = (settings(), RelaySettings { resources: Some(resources), ..relay_settings() });
+    let server = server();
+    let objects =
+        relay_objects(&RelayInput { server: &server, settings: &settings, relay: &relay, api_server: &API_SERVER });
+    let pod = &find(&objects, Kind::Deployment, "relay")["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["resources"], json!({"limits": {"memory": "1Gi"}}));
+}
+
+#[test]
+fn a_relays_secret_has_its_login_and_no_object_prints_it() {
+    let input = RelaySecretInput {
+        server: "main",
+        host: "db.example.internal",
+        port: 5432,
+        database: "pool_crm_1",
+        username: "pool_crm_1_relay",
+        password: "secret word",
+        sslmode: "verify-full",
+        ca_pem: Some("PEM"),
+    };
+    let secret = relay_secret(&input);
+    assert!(!format!("{secret:?} {secret}").contains("secret word"));
+    assert_eq!((secret.namespace.as_deref(), secret.name.as_str()), (Some("tenantry-relay-main"), "pool-crm-1"));
+    let value = |key: &str| {
+        let encoded = secret.body["data"][key].as_str().unwrap_or_else(|| panic!("no key {key}"));
+        String::from_utf8(data_encoding::BASE64.decode(encoded.as_bytes()).unwrap()).unwrap()
+    };
+    assert_eq!(
+        (value("password"), value("port"), value("ca.crt")),
+        ("secret word".into(), "5432".into(), "PEM".into())
+    );
+    assert_eq!(secret.body["metadata"]["labels"]["tenantry.io/relay"], Value::from("main"));
+    assert_eq!(naming::relay_user("main"), "system:serviceaccount:tenantry-relay-main:relay");
+}
