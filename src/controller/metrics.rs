@@ -37,6 +37,10 @@ use crate::{
 /// millisecond, a tenant's creation tens to hundreds, and a deadline ends it after a minute.
 const DURATIONS: [f64; 14] = [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
+/// Bounds of the time from a usage event to status, in seconds: two at rest, twelve where the
+/// tenant's status was just written, hours after an outage.
+const LAGS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 600.0, 3_600.0];
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {
     kind: String,
@@ -83,6 +87,10 @@ pub(super) struct Observation {
     pub(super) away: Vec<(String, bool)>,
     /// Tenants by tier and by their condition Ready.
     pub(super) tenants: BTreeMap<(String, String), usize>,
+    /// Whether the ledger answers; nothing where there is none, or where it isn't asked.
+    pub(super) ledger_up: Option<bool>,
+    /// By how much reconciliations differed from what was counted, by Application and meter.
+    pub(super) drifts: BTreeMap<(String, String), u64>,
 }
 
 /// No Tenants, of each tier, by condition Ready: where all are down, there is a 0 to see.
@@ -103,6 +111,8 @@ pub(super) struct Metrics {
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
     events: Outcomes,
+    usage_writes: Counter,
+    usage_lag: Histogram,
 }
 
 impl Metrics {
@@ -143,7 +153,27 @@ impl Metrics {
         );
         let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
-        Self { registry, observed, reconciled, running, durations, retries, ended_sessions, repaired, events }
+        let usage_writes = Counter::default();
+        ours.register("usage_status_writes", "Writes of usage into Tenants' status", usage_writes.clone());
+        let usage_lag = Histogram::new(LAGS);
+        ours.register(
+            "usage_projection_seconds",
+            "Time from a usage event to the Tenant's status that tells of it",
+            usage_lag.clone(),
+        );
+        Self {
+            registry,
+            observed,
+            reconciled,
+            running,
+            durations,
+            retries,
+            ended_sessions,
+            repaired,
+            events,
+            usage_writes,
+            usage_lag,
+        }
     }
 
     /// Counts a reconcile as under way, until what this returns is dropped.
@@ -182,6 +212,12 @@ impl Metrics {
 
     pub(super) fn repaired(&self, server: &str, count: usize) {
         self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
+    }
+
+    /// Counts a write of usage, which came so long after the event that it is the first to tell of.
+    pub(super) fn usage_written(&self, lag: Option<Duration>) {
+        self.usage_writes.inc();
+        lag.inspect(|lag| self.usage_lag.observe(lag.as_secs_f64()));
     }
 
     /// Where Events are counted by what became of them.
@@ -297,6 +333,17 @@ impl Collector for Observed {
             "database_reconciles_running",
             "Reconciles of Tenants and Pools that are at work on a server",
             now.servers.iter().map(|(name, _, running)| (of_server(name), *running as f64)),
+        )?;
+        if let Some(up) = now.ledger_up {
+            single(&mut encoder, "ledger_up", "1 while the ledger of usage answers", i64::from(up))?;
+        }
+        gauges(
+            &mut encoder,
+            "usage_drift",
+            "By how much Applications' own counts differed from what was counted, when Tenants compared them last",
+            now.drifts.iter().map(|((application, meter), drift)| {
+                ([("application", application.clone()), ("meter", meter.clone())], *drift as f64)
+            }),
         )
     }
 }
@@ -376,6 +423,8 @@ mod tests {
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
             away: vec![("other".into(), true)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
+            ledger_up: Some(true),
+            drifts: [(("crm".to_owned(), "users".to_owned()), 7)].into(),
             ..Observation::default()
         };
         let text = metrics.text(observation);

@@ -15,6 +15,7 @@ mod health;
 mod leader;
 mod limits;
 mod maintenance;
+mod metering;
 mod metrics;
 mod migrations;
 mod namespaces;
@@ -62,6 +63,7 @@ use self::{
     events::Events,
     failure::Backoff,
     health::{Health, Phase, Progress, Signs},
+    metering::Metering,
     metrics::{Metrics, Observation},
     migrations::MigrationRuns,
     queue::{Backlog, Queue, Work},
@@ -131,6 +133,9 @@ impl Operator {
                 .collect(),
             away,
             tenants,
+            // A standby asks the ledger nothing.
+            ledger_up: world.metering.as_ref().filter(|_| knows).map(Metering::is_up),
+            drifts: world.metering.as_ref().filter(|_| knows).map(Metering::drifts).unwrap_or_default(),
         })
     }
 
@@ -161,6 +166,7 @@ pub async fn start(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<(Operator, impl Future<Output = anyhow::Result<()>>)> {
     let lease = args.lease()?;
+    let metering = args.metering()?;
     let term = if lease.is_some() { Term::of_standby() } else { Term::unlimited() };
     let calls = Calls::default();
     let client = |term: Option<Term>| {
@@ -219,6 +225,7 @@ pub async fn start(
         metrics,
         watches,
         events,
+        metering,
         definitions: Arc::default(),
         health: Health::default(),
         term,
@@ -321,7 +328,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             queue::work(Arc::clone(world), tenants),
         )
     };
-    tokio::join!(servers, rest);
+    tokio::join!(servers, rest, metering::run(world));
 }
 
 async fn facts(client: &Client) -> anyhow::Result<Facts> {

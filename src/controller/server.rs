@@ -81,6 +81,10 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         }
         Err(failure) => concerns.fails(ConditionType::Reachable, failure.clone()),
     }
+    // Tenants run whether or not their usage gets anywhere: it says nothing about Ready.
+    world.metering.as_ref().and_then(|metering| metering.delivered(world, &name)).into_iter().for_each(|it| {
+        concerns.notes(it);
+    });
     let verdicts = concerns.verdicts("the server answers, and its records are known");
     let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts).await?;
     match concerns.blocked() {
@@ -226,6 +230,9 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     go_on(&loading.done, databases, connected.server.connections().div_ceil(2)).await?;
     world.databases.insert(&name, Arc::clone(&connected));
     maintenance::start(world, &name, &connected);
+    if let Some(metering) = &world.metering {
+        metering.server_connected(world, &name);
+    }
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
     // Pools see to their tenants' databases.

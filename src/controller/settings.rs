@@ -2,14 +2,19 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use anyhow::Context as _;
 use clap::Args;
 
-use crate::{cluster::LeaseSettings, database::OverlapTimes, desired};
+use super::metering::Metering;
+use crate::{cluster::LeaseSettings, database::OverlapTimes, desired, metering::ledger::Ledger};
 
 /// The agent's image where nobody chooses one. It stands in pod templates, so it does not
 /// follow the operator's own version: it is raised on purpose, together with the chart's
 /// `agent.image.tag`, when the agent itself has changed.
 const AGENT_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
+
+/// How many sessions the leader has in the ledger, beside those that take events.
+const LEDGER_CONNECTIONS: usize = 8;
 
 /// Flags of `tenantry operator`.
 #[derive(Args, Clone, Debug)]
@@ -59,6 +64,15 @@ pub struct OperatorArgs {
     /// How often it is looked for data of deleted tenants that is due to be dropped
     #[arg(long, env = "TENANTRY_RETENTION_INTERVAL", default_value = "5m", value_parser = duration)]
     pub retention_interval: Duration,
+    /// The ledger of usage: postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE. Without it nothing is metered
+    #[arg(long, env = "TENANTRY_LEDGER_URL", hide_env_values = true)]
+    pub ledger_url: Option<String>,
+    /// How often the usage in a Tenant's status is written at most, unless a limit is crossed or a period is closed
+    #[arg(long, env = "TENANTRY_USAGE_INTERVAL", default_value = "10s", value_parser = duration)]
+    pub usage_interval: Duration,
+    /// From how many percent on an application's own count may differ from what was counted until its Tenant says so (UsageReconciled); up to 5 are never said
+    #[arg(long, env = "TENANTRY_USAGE_DRIFT_PERCENT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub usage_drift_percent: u8,
     /// How often each server's health is checked
     #[arg(long, env = "TENANTRY_HEALTH_INTERVAL", default_value = "30s", value_parser = duration)]
     pub health_interval: Duration,
@@ -123,6 +137,16 @@ impl OperatorArgs {
             renew_deadline: deadline,
             retry,
         }))
+    }
+
+    /// What is known of usage; nothing where there is no ledger.
+    ///
+    /// # Errors
+    /// What is wrong with the ledger's URL.
+    pub(super) fn metering(&self) -> anyhow::Result<Option<Metering>> {
+        let Some(url) = self.ledger_url.as_deref().filter(|url| !url.is_empty()) else { return Ok(None) };
+        let ledger = Ledger::new(url, LEDGER_CONNECTIONS).context("--ledger-url")?;
+        Ok(Some(Metering::new(ledger)))
     }
 
     /// How long a replaced login lives on.

@@ -24,6 +24,7 @@ use super::{
     events::Events,
     failure::Backoff,
     health::Health,
+    metering::Metering,
     metrics::Metrics,
     migrations::MigrationRuns,
     placements::Placements,
@@ -36,7 +37,7 @@ use super::{
 use crate::{
     api::{
         Application, ApplicationStatus, DatabaseServer, DatabaseServerStatus, Plan, PlanStatus, Pool, PoolStatus,
-        Tenant, TenantStatus,
+        Tenant, TenantMetering, TenantStatus,
     },
     cluster::{Cluster, Statuses, Watches},
     desired::{self, Catalog, hosts::HostIndex, naming},
@@ -70,6 +71,8 @@ pub(super) struct World {
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,
     pub(super) events: Events,
+    /// Nothing where there is no ledger.
+    pub(super) metering: Option<Metering>,
     /// The term in which everything is written.
     pub(super) term: Term,
     /// Whether the operator was asked to end.
@@ -117,6 +120,8 @@ impl Queues {
 #[derive(Default)]
 pub(super) struct AllStatuses {
     pub(super) tenants: Statuses<TenantStatus>,
+    /// What Tenants' statuses say of usage.
+    pub(super) metering: Statuses<TenantMetering>,
     pub(super) plans: Statuses<PlanStatus>,
     pub(super) applications: Statuses<ApplicationStatus>,
     pub(super) servers: Statuses<DatabaseServerStatus>,
