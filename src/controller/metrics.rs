@@ -89,6 +89,8 @@ pub(super) struct Observation {
     pub(super) tenants: BTreeMap<(String, String), usize>,
     /// Whether the ledger answers; nothing where there is none, or where it isn't asked.
     pub(super) ledger_up: Option<bool>,
+    /// Each DatabaseServer, and whether what is counted there doesn't get into the ledger.
+    pub(super) undelivered: Vec<(String, bool)>,
     /// By how much reconciliations differed from what was counted, by Application and meter.
     pub(super) drifts: BTreeMap<(String, String), u64>,
 }
@@ -339,6 +341,12 @@ impl Collector for Observed {
         }
         gauges(
             &mut encoder,
+            "usage_undelivered",
+            "1 while usage that is counted on a DatabaseServer doesn't get into the ledger",
+            now.undelivered.iter().map(|(name, is_so)| (of_server(name), f64::from(u8::from(*is_so)))),
+        )?;
+        gauges(
+            &mut encoder,
             "usage_drift",
             "By how much Applications' own counts differed from what was counted, when Tenants compared them last",
             now.drifts.iter().map(|((application, meter), drift)| {
@@ -424,6 +432,7 @@ mod tests {
             away: vec![("other".into(), true)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
             ledger_up: Some(true),
+            undelivered: vec![("main".into(), false)],
             drifts: [(("crm".to_owned(), "users".to_owned()), 7)].into(),
             ..Observation::default()
         };

@@ -135,6 +135,7 @@ impl Operator {
             tenants,
             // A standby asks the ledger nothing.
             ledger_up: world.metering.as_ref().filter(|_| knows).map(Metering::is_up),
+            undelivered: world.metering.as_ref().filter(|_| knows).map(|it| it.undelivered(world)).unwrap_or_default(),
             drifts: world.metering.as_ref().filter(|_| knows).map(Metering::drifts).unwrap_or_default(),
         })
     }

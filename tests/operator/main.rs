@@ -48,4 +48,5 @@ mod steps;
 mod templates;
 mod tenants;
 mod troubles;
+mod usage;
 mod verbs;

@@ -186,6 +186,16 @@ impl Metering {
         self.outboxes.verdict(world, server, self.away_long(Timestamp::now()))
     }
 
+    /// Each DatabaseServer with tenants, and whether what is counted there doesn't arrive.
+    pub(super) fn undelivered(&self, world: &World) -> Vec<(String, bool)> {
+        let servers = world.stores.servers.state();
+        let is_so = |name: String| {
+            let verdict = self.delivered(world, &name)?;
+            Some((name, verdict.holds == Some(false)))
+        };
+        servers.iter().filter_map(|server| is_so(server.name_any())).collect()
+    }
+
     /// By how much reconciliations differed from what was counted, by Application and meter: the
     /// sum of each tenant's last.
     pub(super) fn drifts(&self) -> BTreeMap<(String, String), u64> {
