@@ -21,8 +21,7 @@ pub use application::{
     PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
 };
 pub use condition::{
-    ConditionType, HasConditions, METERING, Reason, Verdict, find_condition, is_true, keep_conditions,
-    merge_conditions,
+    ConditionType, HasConditions, METERING, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions,
 };
 pub use crd::{all_crds, crd_yaml};
 pub use fields::{Duration, LocalReference, Money, Quantities, Resources, Size};

@@ -202,7 +202,9 @@ impl Answer for DeadLetters {
         let mut text = table.text(width);
         match self.redriven {
             Some(redriven) => text.push_str(&format!("{redriven} are sent again.\n")),
-            None if self.items.is_empty() && self.unreachable.is_empty() => text.push_str("No usage event was refused.\n"),
+            None if self.items.is_empty() && self.unreachable.is_empty() => {
+                text.push_str("No usage event was refused.\n")
+            }
             None => {}
         }
         for (server, why) in &self.unreachable {

@@ -190,10 +190,13 @@ fn an_old_mark_matters_only_where_something_was_counted_since() {
     let meters = [meter("users", None)];
     let month_later = at("2026-11-29T00:00:00Z");
     let idle = state("users", 7, Vec::new());
-    assert_eq!(projected(&[idle.clone()], &meters, &Delivery::default(), month_later).complete.holds, Some(true));
+    assert_eq!(
+        projected(std::slice::from_ref(&idle), &meters, &Delivery::default(), month_later).complete.holds,
+        Some(true)
+    );
     let counted = MeterState { occurred_at: Some(at("2026-11-10T00:01:00Z")), ..idle };
     let soon = at("2026-11-10T00:02:00Z");
-    let usage = projected(&[counted.clone()], &meters, &Delivery::default(), soon);
+    let usage = projected(std::slice::from_ref(&counted), &meters, &Delivery::default(), soon);
     assert_eq!((usage.complete.holds, usage.next), (Some(true), at("2026-11-10T00:04:00Z")));
     let usage = projected(&[counted], &meters, &Delivery::default(), usage.next);
     assert_eq!((usage.complete.holds, usage.complete.reason), (Some(false), "MarkIsOld"));
@@ -302,11 +305,10 @@ fn history_is_the_newest_first_and_never_more_than_there_is_room_for() {
     assert_eq!(all[0].period.start, month(20));
     assert!(all.iter().all(|then| then.meters.iter().map(|meter| &meter.name).eq(&names[..3])), "40 / 13");
     let few = projected(&of(3..6), &meters, &Delivery::default(), now).history;
-    assert_eq!(few.iter().map(|then| (then.estimated, then.meters.len())).collect::<Vec<_>>(), [
-        (true, 8),
-        (false, 8),
-        (false, 8)
-    ]);
+    assert_eq!(
+        few.iter().map(|then| (then.estimated, then.meters.len())).collect::<Vec<_>>(),
+        [(true, 8), (false, 8), (false, 8)]
+    );
     assert_eq!(few[0].meters[0].adjusted, Decimal::from(4));
     assert_eq!((few[0].meters[0].closing, few[0].meters[0].peak), (7, Some(7)));
 }

@@ -32,7 +32,14 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
                 match begin(world, meter).await {
                     Some(Ok(is_new)) => {
                         let RestoredMeter { tenant, meter: name, epoch, value, .. } = meter;
-                        info!(tenant, meter = name, epoch, value, is_new, "a database was restored: a new epoch begins");
+                        info!(
+                            tenant,
+                            meter = name,
+                            epoch,
+                            value,
+                            is_new,
+                            "a database was restored: a new epoch begins"
+                        );
                         begun.insert(key(meter));
                     }
                     Some(Err(error)) => {

@@ -51,8 +51,15 @@ pub(super) struct Metering {
     /// What was written last, by the Tenant's UID, as a hash: what else the watch brings is
     /// somebody else's doing.
     written: Mutex<HashMap<String, u64>>,
-    /// The last drifts, by the Tenant's name: Application, meter, by how much.
-    drifts: Mutex<HashMap<String, Vec<(String, String, u64)>>>,
+    /// The last drifts, by the Tenant's name.
+    drifts: Mutex<HashMap<String, Vec<Drift>>>,
+}
+
+/// By how much an application's own count differed from what it had counted.
+struct Drift {
+    application: String,
+    meter: String,
+    by: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,7 +112,7 @@ impl Metering {
                 return Some(answer);
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("the ledger doesn't answer within {patience:?}"),
+            Err(_) => "the ledger doesn't answer in time".to_owned(),
         };
         let mut away = lock(&self.away);
         if away.as_ref().is_none_or(|(_, before)| *before != error) {
@@ -138,7 +145,8 @@ impl Metering {
         let rest = |tenant: &Tenant| {
             let status = tenant.status.as_ref();
             let place = status.map(|status| (status.id.clone(), status.plan.clone(), status.database.clone()));
-            let ready = status.map(|status| status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True"));
+            let ready =
+                status.map(|status| status.conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True"));
             (tenant.metadata.generation, tenant.metadata.annotations.clone(), place, ready)
         };
         if rest(old) != rest(new) {
@@ -200,9 +208,9 @@ impl Metering {
     /// sum of each tenant's last.
     pub(super) fn drifts(&self) -> BTreeMap<(String, String), u64> {
         let mut sums = BTreeMap::new();
-        for (application, meter, drift) in lock(&self.drifts).values().flatten() {
-            let sum: &mut u64 = sums.entry((application.clone(), meter.clone())).or_default();
-            *sum = sum.saturating_add(*drift);
+        for drift in lock(&self.drifts).values().flatten() {
+            let sum: &mut u64 = sums.entry((drift.application.clone(), drift.meter.clone())).or_default();
+            *sum = sum.saturating_add(drift.by);
         }
         sums
     }

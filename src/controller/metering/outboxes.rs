@@ -191,13 +191,7 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
     }
 }
 
-fn take_in(
-    world: &World,
-    metering: &Metering,
-    states: Vec<OutboxState>,
-    listening_since: Timestamp,
-    now: Timestamp,
-) {
+fn take_in(world: &World, metering: &Metering, states: Vec<OutboxState>, listening_since: Timestamp, now: Timestamp) {
     let mut reports: BTreeMap<(String, String), (OutboxReport, Timestamp)> =
         states.into_iter().map(|state| ((state.server, state.database), (state.report, state.reported_at))).collect();
     let mut new = BTreeMap::new();

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    CHUNK, Metering, PATIENCE, PAUSE, hash, lock,
+    CHUNK, Drift, Metering, PATIENCE, PAUSE, hash, lock,
     registrar::{Metered, metered},
     status::{self, Crossing},
 };
@@ -158,7 +158,11 @@ fn look_at(world: &World, metering: &Metering, metered: &Metered, states: &[Mete
     let Some((usage, drifts)) = projected(world, metering, metered, states, now) else { return };
     {
         let mut all = lock(&metering.drifts);
-        if drifts.is_empty() { all.remove(&name) } else { all.insert(name.clone(), drifts) };
+        if drifts.is_empty() {
+            all.remove(&name)
+        } else {
+            all.insert(name.clone(), drifts)
+        };
     }
     let until = usage.next.duration_since(now).unsigned_abs().min(ROUND);
     metering.board.push_at(&name, Instant::now() + until);
@@ -193,8 +197,6 @@ fn spread(time: Duration) -> Duration {
     time.mul_f64(rand::random::<f64>() / 5.0)
 }
 
-type Drifts = Vec<(String, String, u64)>;
-
 /// What a tenant uses; nothing where its Application or its zone isn't known.
 fn projected(
     world: &World,
@@ -202,7 +204,7 @@ fn projected(
     metered: &Metered,
     states: &[MeterState],
     now: Timestamp,
-) -> Option<(Usage, Drifts)> {
+) -> Option<(Usage, Vec<Drift>)> {
     let Metered { place, record, connected, .. } = metered;
     let application = world.application(&record.application)?;
     let periods = Periods::new(record.settings.period_anchor, &record.settings.time_zone).ok()?;
@@ -230,12 +232,16 @@ fn projected(
         })
         .collect();
     let delivery = metering.outboxes.delivery(place, metering.away_long(now));
-    let terms =
-        Terms { periods: &periods, meters: &meters, delivery: &delivery, drift_percent: world.args.usage_drift_percent };
+    let terms = Terms {
+        periods: &periods,
+        meters: &meters,
+        delivery: &delivery,
+        drift_percent: world.args.usage_drift_percent,
+    };
     let usage = project(states, &terms, now);
     let drift = |state: &MeterState| {
         let (drift, _) = state.drift.filter(|(drift, _)| *drift != 0)?;
-        Some((record.application.clone(), state.meter.clone(), drift.unsigned_abs()))
+        Some(Drift { application: record.application.clone(), meter: state.meter.clone(), by: drift.unsigned_abs() })
     };
     Some((usage, states.iter().filter_map(drift).collect()))
 }

@@ -26,6 +26,10 @@ use crate::{
 /// How often all tenants are looked through for one that the ledger wasn't told of.
 const ROUND: Duration = Duration::from_secs(60);
 
+/// In how many of these rounds all of them are told again: the ledger may have been restored to an
+/// earlier time without anybody noticing.
+const RENEW: u32 = 10;
+
 /// How long it is waited for more, so that many tenants are told in one call.
 const GATHER: Duration = Duration::from_millis(100);
 
@@ -43,6 +47,8 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct Pending {
     tenants: BTreeSet<String>,
+    /// Every tenant, whichever are named.
+    all: bool,
     definitions: bool,
 }
 
@@ -59,10 +65,11 @@ impl Registry {
         self.news.notify_one();
     }
 
-    /// Nothing counts as told any more: the ledger may be an older one.
+    /// Nothing counts as told any more: the ledger may be an older one. Everything is told again.
     pub(super) fn forget_all(&self) {
         lock(&self.told).clear();
         lock(&self.defined).clear();
+        lock(&self.pending).all = true;
         self.definitions_changed();
     }
 
@@ -109,10 +116,12 @@ fn entry(metered: &Metered) -> (LedgerTenant, Placement) {
 /// Tells what is new, again and again.
 pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
     let registry = &metering.registry;
-    registry.definitions_changed();
-    loop {
-        let names: Vec<_> = world.stores.tenants.state().iter().map(|tenant| tenant.name_any()).collect();
-        lock(&registry.pending).tenants.extend(names);
+    for number in 0_u32.. {
+        if number % RENEW == 0 {
+            registry.forget_all();
+        } else {
+            lock(&registry.pending).all = true;
+        }
         let round = sleep(ROUND);
         tokio::pin!(round);
         loop {
@@ -132,7 +141,10 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
 async fn tell(world: &World, metering: &Metering) -> bool {
     let registry = &metering.registry;
     // What comes in meanwhile is told next.
-    let Pending { tenants, definitions } = std::mem::take(&mut *lock(&registry.pending));
+    let Pending { mut tenants, all, definitions } = std::mem::take(&mut *lock(&registry.pending));
+    if all {
+        tenants.extend(world.stores.tenants.state().iter().map(|tenant| tenant.name_any()));
+    }
     if definitions && !define(world, metering).await {
         let mut pending = lock(&registry.pending);
         pending.definitions = true;

@@ -36,7 +36,11 @@ fn people_read_value_and_limit_and_programs_exact_numbers() {
     let huge = now_of("huge", i64::MAX, Some(i64::MAX));
     let mut level = now_of("users", 42, Some(50));
     level.average = Some("41.5".parse().expect("a number"));
-    let metering = metering(&TenantMetering::default(), &usage(vec![level, now_of("free", 310, None), huge]), at("2026-11-05T06:07:08.9Z"));
+    let metering = metering(
+        &TenantMetering::default(),
+        &usage(vec![level, now_of("free", 310, None), huge]),
+        at("2026-11-05T06:07:08.9Z"),
+    );
     let usage = metering.usage.expect("usage");
     assert_eq!(usage.as_of, Time(at("2026-11-05T06:07:08Z")), "whole seconds");
     let shown: Vec<_> = usage.meters.iter().map(|meter| meter.display.as_str()).collect();
@@ -57,7 +61,9 @@ fn time_alone_changes_nothing_and_a_count_does() {
 #[test]
 fn a_first_look_and_another_share_of_the_limit_are_urgent() {
     assert!(is_urgent(&TenantMetering::default(), &of(1, 50, 1)));
-    for (before, after, wanted) in [(1, 39, false), (39, 40, true), (40, 41, false), (50, 49, true), (49, 50, true), (50, 51, true)] {
+    for (before, after, wanted) in
+        [(1, 39, false), (39, 40, true), (40, 41, false), (50, 49, true), (49, 50, true), (50, 51, true)]
+    {
         assert_eq!(is_urgent(&of(before, 50, 1), &of(after, 50, 1)), wanted, "{before} -> {after}");
     }
     let mut closed = of(3, 50, 1);

@@ -123,8 +123,7 @@ fn complaint(
 /// What the meters' complaints come to: the first, by how bad it is, gives the reason.
 pub(super) fn complete(meters: &[MeterTerms], complaints: &[(String, Complaint)]) -> Finding {
     let counted: Vec<&MeterTerms> = meters.iter().filter(|meter| !meter.from_api).collect();
-    let from_api: Vec<&str> =
-        meters.iter().filter(|meter| meter.from_api).map(|meter| meter.name.as_str()).collect();
+    let from_api: Vec<&str> = meters.iter().filter(|meter| meter.from_api).map(|meter| meter.name.as_str()).collect();
     let beside = match from_api.as_slice() {
         [] => String::new(),
         names => format!("; {}: counted through the API, which promises nothing", names.join(", ")),
@@ -211,11 +210,7 @@ pub(super) fn within_limits(terms: &[MeterTerms], meters: &[MeterNow]) -> Findin
 }
 
 /// Whether what was counted and the application's own count agreed, when it compared them last.
-pub(super) fn reconciled(
-    meters: &[MeterTerms],
-    states: &BTreeMap<&str, &MeterState>,
-    percent: u8,
-) -> Option<Finding> {
+pub(super) fn reconciled(meters: &[MeterTerms], states: &BTreeMap<&str, &MeterState>, percent: u8) -> Option<Finding> {
     let mut compared = false;
     let mut apart = Vec::new();
     for meter in meters {
@@ -255,7 +250,8 @@ fn is_apart(drift: i64, value: i64, percent: u8) -> bool {
 pub fn degraded(delivery: &Delivery) -> Option<Finding> {
     let server = &delivery.server;
     let (reason, message) = if let Some(since) = delivery.ledger_away {
-        let message = format!("the ledger is away since {}: nothing is counted in status; nothing is lost", seconds(since));
+        let message =
+            format!("the ledger is away since {}: nothing is counted in status; nothing is lost", seconds(since));
         ("LedgerAway", message)
     } else if let Some(since) = delivery.silent_since {
         let message = format!("the relay of DatabaseServer {server} has said nothing since {}", seconds(since));

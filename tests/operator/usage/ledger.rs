@@ -176,13 +176,8 @@ impl<'a> Relay<'a> {
                 period_start: row.get("period_start"),
                 folded: None,
             };
-            let event = self.event(
-                row.get("event_id"),
-                row.get("occurred_at"),
-                row.get("meter"),
-                row.get("delta"),
-                counted,
-            );
+            let event =
+                self.event(row.get("event_id"), row.get("occurred_at"), row.get("meter"), row.get("delta"), counted);
             self.ledger.ingest(&[event]).await.expect("taken");
         }
         let acknowledge = "UPDATE tenantry.outbox SET acked_at = clock_timestamp(), attempts = attempts + 1

@@ -77,7 +77,10 @@ async fn refused_events_are_listed_and_sent_again_and_so_is_what_a_ledger_lost()
     assert_eq!(listed.code, 0, "{listed:?}");
     let items = listed.json()["items"].as_array().cloned().expect("items");
     assert_eq!(items.len(), 2, "{items:#?}");
-    assert_eq!((&items[0]["tenant"], &items[0]["meter"], &items[0]["server"]), (&json!("letters"), &json!("users"), &json!("main")));
+    assert_eq!(
+        (&items[0]["tenant"], &items[0]["meter"], &items[0]["server"]),
+        (&json!("letters"), &json!("users"), &json!("main"))
+    );
     assert!(run(&["list"]).stdout.contains("TooOld"), "for people, too");
     let other = run(&["list", "--tenant", "nobody", "-o", "json"]).json();
     assert_eq!(other["items"], json!([]));

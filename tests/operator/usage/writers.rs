@@ -22,7 +22,9 @@ async fn managers(client: &Client, name: &str) -> Vec<(String, Value)> {
     let live = read(client, &ours("Tenant", name)).await.expect("a Tenant");
     let entries = live["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
     let of_status = entries.into_iter().filter(|entry| entry["subresource"] == "status");
-    of_status.map(|it| (it["manager"].as_str().unwrap_or_default().to_owned(), it["fieldsV1"]["f:status"].clone())).collect()
+    of_status
+        .map(|it| (it["manager"].as_str().unwrap_or_default().to_owned(), it["fieldsV1"]["f:status"].clone()))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +62,9 @@ async fn each_writer_owns_its_part_and_neither_takes_the_others_away() {
     let rest = |tenant: &Tenant| {
         let mut status = tenant.status.clone().expect("a status");
         status.usage = None;
-        status.conditions.retain(|it| !["WithinLimits", "UsageComplete", "MeteringDegraded"].contains(&it.type_.as_str()));
+        status
+            .conditions
+            .retain(|it| !["WithinLimits", "UsageComplete", "MeteringDegraded"].contains(&it.type_.as_str()));
         status
     };
     assert_eq!(rest(&counted), rest(&suspended));
