@@ -43,8 +43,8 @@ pub(super) fn name_of<K: Resource>(change: &Change<K>) -> String {
 pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>, counting: &Counting) {
     let name = name_of(change);
     let uid = |tenant: &Tenant| tenant.metadata.uid.clone().unwrap_or_default();
-    if let Some(metering) = &world.metering {
-        metering.tenant_changed(change);
+    if let Some(usage) = &world.usage {
+        usage.tenant_changed(change);
     }
     match &change.new {
         Some(new) => {
@@ -169,8 +169,8 @@ pub(super) fn application_changed(world: &Arc<World>, change: &Change<Applicatio
     }
     let name = name_of(change);
     world.queues.applications.push(&name);
-    if let Some(metering) = &world.metering {
-        metering.application_changed(world, &name);
+    if let Some(usage) = &world.usage {
+        usage.application_changed(world, &name);
     }
     world.push_pools(|pool| pool.spec.application == name);
     for tenant in world.stores.tenants.state().iter().filter(|tenant| tenant.spec.application == name) {

@@ -67,8 +67,8 @@ pub(super) async fn ensure(world: &World, connected: &Connected, database: &str,
     if !stays && !connected.has_limits(database, &name, &limits) {
         connected.server.set_plan_limits(database, &name, &limits).await?;
         connected.set_limits(database, &name, limits);
-        if let Some(metering) = &world.metering {
-            metering.limits_changed(connected, database, &name);
+        if let Some(usage) = &world.usage {
+            usage.limits_changed(connected, database, &name);
         }
     }
     Ok(())

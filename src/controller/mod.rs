@@ -15,7 +15,7 @@ mod health;
 mod leader;
 mod limits;
 mod maintenance;
-mod metering;
+
 mod metrics;
 mod migrations;
 mod namespaces;
@@ -35,6 +35,7 @@ mod slots;
 mod state;
 mod streams;
 mod tenant;
+mod usage;
 mod workload;
 mod world;
 
@@ -63,12 +64,12 @@ use self::{
     events::Events,
     failure::Backoff,
     health::{Health, Phase, Progress, Signs},
-    metering::Metering,
     metrics::{Metrics, Observation},
     migrations::MigrationRuns,
     queue::{Backlog, Queue, Work},
     rollout::Rollouts,
     streams::Writers,
+    usage::UsageWork,
     workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
@@ -134,9 +135,9 @@ impl Operator {
             away,
             tenants,
             // A standby asks the ledger nothing.
-            ledger_up: world.metering.as_ref().filter(|_| knows).map(Metering::is_up),
-            undelivered: world.metering.as_ref().filter(|_| knows).map(|it| it.undelivered(world)).unwrap_or_default(),
-            drifts: world.metering.as_ref().filter(|_| knows).map(Metering::drifts).unwrap_or_default(),
+            ledger_up: world.usage.as_ref().filter(|_| knows).map(UsageWork::is_up),
+            undelivered: world.usage.as_ref().filter(|_| knows).map(|it| it.undelivered(world)).unwrap_or_default(),
+            drifts: world.usage.as_ref().filter(|_| knows).map(UsageWork::drifts).unwrap_or_default(),
         })
     }
 
@@ -167,7 +168,7 @@ pub async fn start(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<(Operator, impl Future<Output = anyhow::Result<()>>)> {
     let lease = args.lease()?;
-    let metering = args.metering()?;
+    let ledger = args.ledger()?;
     let term = if lease.is_some() { Term::of_standby() } else { Term::unlimited() };
     let calls = Calls::default();
     let client = |term: Option<Term>| {
@@ -226,7 +227,7 @@ pub async fn start(
         metrics,
         watches,
         events,
-        metering,
+        usage: ledger.map(UsageWork::new),
         definitions: Arc::default(),
         health: Health::default(),
         term,
@@ -329,7 +330,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             queue::work(Arc::clone(world), tenants),
         )
     };
-    tokio::join!(servers, rest, metering::run(world));
+    tokio::join!(servers, rest, usage::run(world));
 }
 
 async fn facts(client: &Client) -> anyhow::Result<Facts> {

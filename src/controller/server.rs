@@ -82,7 +82,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         Err(failure) => concerns.fails(ConditionType::Reachable, failure.clone()),
     }
     // Tenants run whether or not their usage gets anywhere: it says nothing about Ready.
-    world.metering.as_ref().and_then(|metering| metering.delivered(world, &name)).into_iter().for_each(|it| {
+    world.usage.as_ref().and_then(|usage| usage.delivered(world, &name)).into_iter().for_each(|it| {
         concerns.notes(it);
     });
     let verdicts = concerns.verdicts("the server answers, and its records are known");
@@ -230,8 +230,8 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     go_on(&loading.done, databases, connected.server.connections().div_ceil(2)).await?;
     world.databases.insert(&name, Arc::clone(&connected));
     maintenance::start(world, &name, &connected);
-    if let Some(metering) = &world.metering {
-        metering.server_connected(world, &name);
+    if let Some(usage) = &world.usage {
+        usage.server_connected(world, &name);
     }
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();

@@ -5,7 +5,6 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::metering::Metering;
 use crate::{cluster::LeaseSettings, database::OverlapTimes, desired, metering::ledger::Ledger};
 
 /// The agent's image where nobody chooses one. It stands in pod templates, so it does not
@@ -139,14 +138,13 @@ impl OperatorArgs {
         }))
     }
 
-    /// What is known of usage; nothing where there is no ledger.
+    /// The ledger, where there is one.
     ///
     /// # Errors
-    /// What is wrong with the ledger's URL.
-    pub(super) fn metering(&self) -> anyhow::Result<Option<Metering>> {
-        let Some(url) = self.ledger_url.as_deref().filter(|url| !url.is_empty()) else { return Ok(None) };
-        let ledger = Ledger::new(url, LEDGER_CONNECTIONS).context("--ledger-url")?;
-        Ok(Some(Metering::new(ledger)))
+    /// What is wrong with its URL.
+    pub(super) fn ledger(&self) -> anyhow::Result<Option<Ledger>> {
+        let Some(url) = self.ledger_url.as_deref() else { return Ok(None) };
+        Ok(Some(Ledger::new(url, LEDGER_CONNECTIONS).context("--ledger-url")?))
     }
 
     /// How long a replaced login lives on.

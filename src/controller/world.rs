@@ -24,7 +24,6 @@ use super::{
     events::Events,
     failure::Backoff,
     health::Health,
-    metering::Metering,
     metrics::Metrics,
     migrations::MigrationRuns,
     placements::Placements,
@@ -32,6 +31,7 @@ use super::{
     rollout::Rollouts,
     settings::OperatorArgs,
     state::ChildState,
+    usage::UsageWork,
     workload::Looks,
 };
 use crate::{
@@ -71,8 +71,8 @@ pub(super) struct World {
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,
     pub(super) events: Events,
-    /// Nothing where there is no ledger.
-    pub(super) metering: Option<Metering>,
+    /// From the ledger into status; nothing where there is no ledger.
+    pub(super) usage: Option<UsageWork>,
     /// The term in which everything is written.
     pub(super) term: Term,
     /// Whether the operator was asked to end.

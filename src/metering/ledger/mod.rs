@@ -5,7 +5,7 @@ mod types;
 
 pub use types::{
     Adjustment, ClosedPeriod, Directory, LedgerError, LedgerEvent, LedgerMark, LedgerTenant, MeterDefinition,
-    MeterState, MissingRange, OpenPeriod, Outcome, OutboxState, Placement, RestoredMeter,
+    MeterState, MissingRange, OpenPeriod, OutboxState, Outcome, Placement, RestoredMeter,
 };
 
 use std::time::Duration;

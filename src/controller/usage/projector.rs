@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::{
-    CHUNK, Drift, Metering, PATIENCE, PAUSE, hash, lock,
+    CHUNK, Drift, PATIENCE, PAUSE, UsageWork, hash, lock,
     registrar::{Metered, metered},
     status::{self, Crossing},
 };
@@ -49,30 +49,30 @@ pub(super) struct Write {
 }
 
 /// Hears which tenants' usage has changed.
-pub(super) async fn listen(world: &World, metering: &Metering) {
+pub(super) async fn listen(world: &World, work: &UsageWork) {
     let mut cursor = None;
     loop {
-        let changed = metering.ledger.changed(&mut cursor, LISTEN);
-        let Some(ids) = metering.ask("hear of changes", LISTEN + PATIENCE, changed).await else {
+        let changed = work.ledger.changed(&mut cursor, LISTEN);
+        let Some(ids) = work.ask("hear of changes", LISTEN + PATIENCE, changed).await else {
             // What happened meanwhile isn't known.
             cursor = None;
             sleep(PAUSE).await;
             continue;
         };
-        push(metering, &ids);
+        push(work, &ids);
         debug!(tenants = ids.len(), known = world.stores.tenants.len(), "usage changed");
     }
 }
 
 /// Has the tenants with these ids looked at.
-pub(super) fn push(metering: &Metering, ids: &[String]) {
+pub(super) fn push(work: &UsageWork, ids: &[String]) {
     // Who isn't known yet is looked at when the ledger was told of it.
-    ids.iter().filter_map(|id| metering.registry.name_of(id)).for_each(|name| metering.board.push(&name));
+    ids.iter().filter_map(|id| work.registry.name_of(id)).for_each(|name| work.board.push(&name));
 }
 
 /// Has every tenant looked at, now and every few minutes; and tells all of them when the ledger
 /// is away for long.
-pub(super) async fn look_at_all(world: &World, metering: &Metering) {
+pub(super) async fn look_at_all(world: &World, work: &UsageWork) {
     let mut round = interval(ROUND);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(PATIENCE);
@@ -81,13 +81,13 @@ pub(super) async fn look_at_all(world: &World, metering: &Metering) {
     loop {
         tokio::select! {
             _ = round.tick() => {
-                world.stores.tenants.state().iter().for_each(|tenant| metering.board.push(&tenant.name_any()));
+                world.stores.tenants.state().iter().for_each(|tenant| work.board.push(&tenant.name_any()));
             }
             _ = look.tick() => {
-                let away = metering.away_long(Timestamp::now());
+                let away = work.away_long(Timestamp::now());
                 if let Some(since) = away.filter(|_| !said) {
                     warn!(%since, "the ledger is away for long: Tenants say so");
-                    say_away(world, metering, since);
+                    say_away(world, work, since);
                 } else if away.is_none() && said {
                     round.reset_immediately();
                 }
@@ -100,22 +100,22 @@ pub(super) async fn look_at_all(world: &World, metering: &Metering) {
     }
 }
 
-fn say_away(world: &World, metering: &Metering, since: Timestamp) {
+fn say_away(world: &World, work: &UsageWork, since: Timestamp) {
     let delivery = Delivery { ledger_away: Some(since), ..Delivery::default() };
     let Some(finding) = crate::metering::usage::degraded(&delivery) else { return };
     for tenant in world.stores.tenants.state() {
         let Some(metered) = metered(world, &tenant.name_any()).filter(|it| is_written(&it.tenant)) else { continue };
-        plan_away(world, metering, &metered, &finding);
+        plan_away(world, work, &metered, &finding);
     }
 }
 
-fn plan_away(world: &World, metering: &Metering, metered: &Metered, finding: &Finding) {
+fn plan_away(world: &World, work: &UsageWork, metered: &Metered, finding: &Finding) {
     let tenant = &metered.tenant;
     let old = current(world, tenant);
     let new = status::away(&old, finding, Timestamp::now());
     if new != old {
         let write = Write { uid: tenant.metadata.uid.clone(), metering: new, crossings: Vec::new(), news_of: None };
-        metering.board.plan(&tenant.name_any(), write, false);
+        work.board.plan(&tenant.name_any(), write, false);
     }
 }
 
@@ -129,17 +129,17 @@ fn current(world: &World, tenant: &Tenant) -> TenantMetering {
 }
 
 /// Reads the usage of whoever is to be looked at, and plans what is to be written.
-pub(super) async fn read(world: &World, metering: &Metering) {
+pub(super) async fn read(world: &World, work: &UsageWork) {
     loop {
-        let names = metering.board.to_read(CHUNK).await;
+        let names = work.board.to_read(CHUNK).await;
         let found: Vec<_> =
             names.iter().filter_map(|name| metered(world, name)).filter(|it| is_written(&it.tenant)).collect();
         if found.is_empty() {
             continue;
         }
         let ids: Vec<_> = found.iter().map(|metered| metered.place.id.to_string()).collect();
-        let Some(states) = metering.ask("read usage", PATIENCE, metering.ledger.usage(&ids)).await else {
-            names.iter().for_each(|name| metering.board.push(name));
+        let Some(states) = work.ask("read usage", PATIENCE, work.ledger.usage(&ids)).await else {
+            names.iter().for_each(|name| work.board.push(name));
             sleep(PAUSE).await;
             continue;
         };
@@ -148,16 +148,16 @@ pub(super) async fn read(world: &World, metering: &Metering) {
             by_tenant.entry(state.tenant.clone()).or_default().push(state);
         }
         for (metered, id) in found.iter().zip(&ids) {
-            look_at(world, metering, metered, by_tenant.get(id).map(Vec::as_slice).unwrap_or_default());
+            look_at(world, work, metered, by_tenant.get(id).map(Vec::as_slice).unwrap_or_default());
         }
     }
 }
 
-fn look_at(world: &World, metering: &Metering, metered: &Metered, states: &[MeterState]) {
+fn look_at(world: &World, work: &UsageWork, metered: &Metered, states: &[MeterState]) {
     let (name, now) = (metered.tenant.name_any(), Timestamp::now());
-    let Some((usage, drifts)) = projected(world, metering, metered, states, now) else { return };
+    let Some((usage, drifts)) = projected(world, work, metered, states, now) else { return };
     {
-        let mut all = lock(&metering.drifts);
+        let mut all = lock(&work.drifts);
         if drifts.is_empty() {
             all.remove(&name)
         } else {
@@ -165,17 +165,17 @@ fn look_at(world: &World, metering: &Metering, metered: &Metered, states: &[Mete
         };
     }
     let until = usage.next.duration_since(now).unsigned_abs().min(ROUND);
-    metering.board.push_at(&name, Instant::now() + until);
+    work.board.push_at(&name, Instant::now() + until);
     let old = current(world, &metered.tenant);
     let new = status::metering(&old, &usage, now);
     if status::is_same(&old, &new) {
-        metering.board.unplan(&name);
+        work.board.unplan(&name);
         return;
     }
     let is_urgent = status::is_urgent(&old, &new);
-    if !is_urgent && let Some(wait) = metering.board.wait(&name, world.args.usage_interval, Instant::now()) {
+    if !is_urgent && let Some(wait) = work.board.wait(&name, world.args.usage_interval, Instant::now()) {
         // Not all of those that changed together are written together.
-        metering.board.push_at(&name, Instant::now() + wait + spread(world.args.usage_interval));
+        work.board.push_at(&name, Instant::now() + wait + spread(world.args.usage_interval));
         return;
     }
     let counted = |metering: &TenantMetering| -> Vec<i64> {
@@ -189,7 +189,7 @@ fn look_at(world: &World, metering: &Metering, metered: &Metered, states: &[Mete
         news_of: news_of.filter(|at| counted(&old) != counted(&new) && said_until.is_some_and(|until| *at > until)),
         metering: new,
     };
-    metering.board.plan(&name, write, is_urgent);
+    work.board.plan(&name, write, is_urgent);
 }
 
 /// Up to a fifth of a time, by chance.
@@ -200,7 +200,7 @@ fn spread(time: Duration) -> Duration {
 /// What a tenant uses; nothing where its Application or its zone isn't known.
 fn projected(
     world: &World,
-    metering: &Metering,
+    work: &UsageWork,
     metered: &Metered,
     states: &[MeterState],
     now: Timestamp,
@@ -231,7 +231,7 @@ fn projected(
             name: meter.name,
         })
         .collect();
-    let delivery = metering.outboxes.delivery(place, metering.away_long(now));
+    let delivery = work.outboxes.delivery(place, work.away_long(now));
     let terms = Terms {
         periods: &periods,
         meters: &meters,
@@ -247,22 +247,22 @@ fn projected(
 }
 
 /// Writes what is planned, what is urgent first, at a bounded rate.
-pub(super) async fn write(world: &Arc<World>, metering: &Metering) {
+pub(super) async fn write(world: &Arc<World>, work: &UsageWork) {
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
             Some(()) = running.next(), if !running.is_empty() => {}
-            (name, write) = metering.board.to_write(), if running.len() < AT_A_TIME => {
+            (name, write) = work.board.to_write(), if running.len() < AT_A_TIME => {
                 pace.tick().await;
-                running.push(write_one(world, metering, name, write));
+                running.push(write_one(world, work, name, write));
             }
         }
     }
 }
 
-async fn write_one(world: &World, metering: &Metering, name: String, write: Write) {
+async fn write_one(world: &World, work: &UsageWork, name: String, write: Write) {
     let Some(tenant) = world.stores.tenants.get(&ObjectRef::<Tenant>::new(&name)) else { return };
     if tenant.metadata.uid != write.uid || !is_written(&tenant) {
         return;
@@ -270,12 +270,12 @@ async fn write_one(world: &World, metering: &Metering, name: String, write: Writ
     let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
     let statuses = &world.statuses.metering;
     // Before it is sent: the watch may be faster than the answer.
-    lock(&metering.written).insert(uid.to_owned(), hash(&write.metering));
+    lock(&work.written).insert(uid.to_owned(), hash(&write.metering));
     let written = statuses.write(world.cluster.client(), &*tenant, tenant.status.as_ref(), &write.metering).await;
     statuses.settle(uid);
     match written {
         Ok(true) => {
-            metering.board.wrote(&name, Instant::now());
+            work.board.wrote(&name, Instant::now());
             let lag = write.news_of.map(|at| Timestamp::now().duration_since(at).unsigned_abs());
             world.metrics.usage_written(lag);
             write.crossings.iter().for_each(|crossing| say(world, &tenant, crossing));
@@ -283,7 +283,7 @@ async fn write_one(world: &World, metering: &Metering, name: String, write: Writ
         Ok(false) => {}
         Err(error) => {
             warn!(tenant = name, %error, "usage can't be written into the status; it is tried again");
-            metering.board.push_at(&name, Instant::now() + AGAIN + spread(AGAIN));
+            work.board.push_at(&name, Instant::now() + AGAIN + spread(AGAIN));
         }
     }
 }

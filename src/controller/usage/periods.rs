@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::{Metering, PATIENCE, PAUSE, projector};
+use super::{PATIENCE, PAUSE, UsageWork, projector};
 use crate::controller::world::World;
 
 /// How often it is looked for periods to close. Where none is due, that is one statement.
@@ -22,25 +22,25 @@ const KEEP: Duration = Duration::from_secs(24 * 3_600);
 const KEEPING: Duration = Duration::from_secs(300);
 
 /// Closes what is due, again and again.
-pub(super) async fn close(metering: &Metering, world: &World) {
+pub(super) async fn close(work: &UsageWork, world: &World) {
     loop {
-        let closing = metering.ledger.close_periods(Timestamp::now(), LATEST);
-        let Some(closed) = metering.ask("close periods", PATIENCE * 3, closing).await else {
+        let closing = work.ledger.close_periods(Timestamp::now(), LATEST);
+        let Some(closed) = work.ask("close periods", PATIENCE * 3, closing).await else {
             sleep(PAUSE).await;
             continue;
         };
         if !closed.is_empty() {
             info!(tenants = closed.len(), known = world.stores.tenants.len(), "usage periods are closed");
-            projector::push(metering, &closed);
+            projector::push(work, &closed);
         }
         sleep(CLOSE).await;
     }
 }
 
 /// Makes room for the next days, and drops what is over, daily.
-pub(super) async fn keep(metering: &Metering) {
+pub(super) async fn keep(work: &UsageWork) {
     loop {
-        match metering.ask("keep room in the ledger", KEEPING, metering.ledger.keep()).await {
+        match work.ask("keep room in the ledger", KEEPING, work.ledger.keep()).await {
             Some(()) => sleep(KEEP).await,
             None => sleep(PAUSE * 30).await,
         }

@@ -10,7 +10,7 @@ use std::{
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use tokio::{sync::Notify, time::sleep};
 
-use super::{CHUNK, Metering, PATIENCE, PAUSE, lock};
+use super::{CHUNK, PATIENCE, PAUSE, UsageWork, lock};
 use crate::{
     api::Tenant,
     controller::{
@@ -114,8 +114,8 @@ fn entry(metered: &Metered) -> (LedgerTenant, Placement) {
 }
 
 /// Tells what is new, again and again.
-pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
-    let registry = &metering.registry;
+pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
+    let registry = &work.registry;
     for number in 0_u32.. {
         if number % RENEW == 0 {
             registry.forget_all();
@@ -125,7 +125,7 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
         let round = sleep(ROUND);
         tokio::pin!(round);
         loop {
-            if !tell(world, metering).await {
+            if !tell(world, work).await {
                 sleep(PAUSE).await;
                 continue;
             }
@@ -138,14 +138,14 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
 }
 
 /// Tells what is pending; false if the ledger is away.
-async fn tell(world: &World, metering: &Metering) -> bool {
-    let registry = &metering.registry;
+async fn tell(world: &World, work: &UsageWork) -> bool {
+    let registry = &work.registry;
     // What comes in meanwhile is told next.
     let Pending { mut tenants, all, definitions } = std::mem::take(&mut *lock(&registry.pending));
     if all {
         tenants.extend(world.stores.tenants.state().iter().map(|tenant| tenant.name_any()));
     }
-    if definitions && !define(world, metering).await {
+    if definitions && !define(world, work).await {
         let mut pending = lock(&registry.pending);
         pending.definitions = true;
         pending.tenants.extend(tenants);
@@ -158,7 +158,7 @@ async fn tell(world: &World, metering: &Metering) -> bool {
     };
     for chunk in new.chunks(CHUNK) {
         let (tenants, placements): (Vec<_>, Vec<_>) = chunk.iter().cloned().unzip();
-        let told = metering.ask("register tenants", PATIENCE, metering.ledger.register(&tenants, &placements)).await;
+        let told = work.ask("register tenants", PATIENCE, work.ledger.register(&tenants, &placements)).await;
         if told.is_none() {
             let mut pending = lock(&registry.pending);
             pending.tenants.extend(new.into_iter().map(|(tenant, _)| tenant.name));
@@ -167,14 +167,14 @@ async fn tell(world: &World, metering: &Metering) -> bool {
         for (tenant, placement) in chunk {
             lock(&registry.told).insert(tenant.id.clone(), (tenant.clone(), placement.clone()));
             // What waited for it can come in now.
-            metering.board.push(&tenant.name);
+            work.board.push(&tenant.name);
         }
     }
     true
 }
 
 /// Tells the meters of each Application, where they differ; false if the ledger is away.
-async fn define(world: &World, metering: &Metering) -> bool {
+async fn define(world: &World, work: &UsageWork) -> bool {
     for application in world.stores.applications.state() {
         let meter = |meter: crate::database::MeterDefinition| MeterDefinition {
             is_total: meter.kind == MeterKind::Total,
@@ -183,13 +183,13 @@ async fn define(world: &World, metering: &Metering) -> bool {
         };
         let name = application.name_any();
         let meters: Vec<_> = meters_of(&application).into_iter().map(meter).collect();
-        if lock(&metering.registry.defined).get(&name) == Some(&meters) {
+        if lock(&work.registry.defined).get(&name) == Some(&meters) {
             continue;
         }
-        if metering.ask("define meters", PATIENCE, metering.ledger.define(&name, &meters)).await.is_none() {
+        if work.ask("define meters", PATIENCE, work.ledger.define(&name, &meters)).await.is_none() {
             return false;
         }
-        lock(&metering.registry.defined).insert(name, meters);
+        lock(&work.registry.defined).insert(name, meters);
     }
     true
 }

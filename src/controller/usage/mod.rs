@@ -41,7 +41,7 @@ const AWAY: SignedDuration = SignedDuration::from_mins(5);
 const CHUNK: usize = 500;
 
 /// What this process knows of usage.
-pub(super) struct Metering {
+pub(super) struct UsageWork {
     ledger: Ledger,
     /// Since when the ledger is away, and why.
     away: Mutex<Option<(Timestamp, String)>>,
@@ -66,7 +66,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Metering {
+impl UsageWork {
     pub(super) fn new(ledger: Ledger) -> Self {
         Self {
             ledger,
@@ -223,19 +223,19 @@ fn hash(metering: &TenantMetering) -> u64 {
 /// Does all of it, until the operator is asked to end. Where there is no ledger, what an earlier
 /// one left in status is taken away.
 pub(super) async fn run(world: &Arc<World>) {
-    let work = async {
-        match &world.metering {
-            Some(metering) => {
+    let all = async {
+        match &world.usage {
+            Some(work) => {
                 tokio::join!(
-                    registrar::run(world, metering),
-                    projector::listen(world, metering),
-                    projector::look_at_all(world, metering),
-                    projector::read(world, metering),
-                    projector::write(world, metering),
-                    periods::close(metering, world),
-                    periods::keep(metering),
-                    epochs::run(world, metering),
-                    outboxes::run(world, metering),
+                    registrar::run(world, work),
+                    projector::listen(world, work),
+                    projector::look_at_all(world, work),
+                    projector::read(world, work),
+                    projector::write(world, work),
+                    periods::close(work, world),
+                    periods::keep(work),
+                    epochs::run(world, work),
+                    outboxes::run(world, work),
                 );
             }
             None => {
@@ -245,7 +245,7 @@ pub(super) async fn run(world: &Arc<World>) {
         }
     };
     tokio::select! {
-        () = work => {}
+        () = all => {}
         () = world.stopping() => {}
     }
 }

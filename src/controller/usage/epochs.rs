@@ -6,7 +6,7 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{Metering, PATIENCE};
+use super::{PATIENCE, UsageWork};
 use crate::{
     controller::world::World,
     database::{Result, TenantId},
@@ -18,15 +18,15 @@ const ROUND: Duration = Duration::from_secs(10);
 
 /// Begins an epoch of each meter that the ledger names, again and again: until its first event
 /// has arrived, the ledger names it.
-pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
+pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
     let mut begun = HashSet::new();
     loop {
-        if let Some(restored) = metering.ask("ask for restored databases", PATIENCE, metering.ledger.restored()).await {
+        if let Some(restored) = work.ask("ask for restored databases", PATIENCE, work.ledger.restored()).await {
             let key = |meter: &RestoredMeter| (meter.tenant.clone(), meter.meter.clone(), meter.epoch);
             let named: HashSet<_> = restored.iter().map(key).collect();
             begun.retain(|key| named.contains(key));
             for meter in &restored {
-                if begun.contains(&key(meter)) || is_paused(world, metering, meter) {
+                if begun.contains(&key(meter)) || is_paused(world, work, meter) {
                     continue;
                 }
                 match begin(world, meter).await {
@@ -55,9 +55,9 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
 }
 
 /// Whether the tenant, or its server, is paused: nothing is written there then.
-fn is_paused(world: &World, metering: &Metering, meter: &RestoredMeter) -> bool {
+fn is_paused(world: &World, work: &UsageWork, meter: &RestoredMeter) -> bool {
     let server = world.stores.servers.get(&ObjectRef::new(&meter.placement.server));
-    let name = metering.registry.name_of(&meter.tenant);
+    let name = work.registry.name_of(&meter.tenant);
     let tenant = name.and_then(|name| world.stores.tenants.get(&ObjectRef::new(&name)));
     server.is_some_and(|server| crate::controller::is_paused(&*server))
         || tenant.is_some_and(|tenant| crate::controller::is_paused(&*tenant))

@@ -10,7 +10,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::sleep;
 
-use super::{Metering, PATIENCE, lock};
+use super::{PATIENCE, UsageWork, lock};
 use crate::{
     api::{ConditionType, Verdict},
     controller::{tenant::place::Place, world::World},
@@ -177,13 +177,13 @@ fn seconds(time: Timestamp) -> Timestamp {
 }
 
 /// Asks what the relays said last, again and again, and has those looked at whom it concerns.
-pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
+pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
     let mut listening_since = None;
     loop {
-        match metering.ask("ask for the outboxes", PATIENCE, metering.ledger.outboxes()).await {
+        match work.ask("ask for the outboxes", PATIENCE, work.ledger.outboxes()).await {
             Some(states) => {
                 let now = Timestamp::now();
-                take_in(world, metering, states, *listening_since.get_or_insert(now), now);
+                take_in(world, work, states, *listening_since.get_or_insert(now), now);
             }
             None => listening_since = None,
         }
@@ -191,11 +191,11 @@ pub(super) async fn run(world: &Arc<World>, metering: &Metering) {
     }
 }
 
-fn take_in(world: &World, metering: &Metering, states: Vec<OutboxState>, listening_since: Timestamp, now: Timestamp) {
+fn take_in(world: &World, work: &UsageWork, states: Vec<OutboxState>, listening_since: Timestamp, now: Timestamp) {
     let mut reports: BTreeMap<(String, String), (OutboxReport, Timestamp)> =
         states.into_iter().map(|state| ((state.server, state.database), (state.report, state.reported_at))).collect();
     let mut new = BTreeMap::new();
-    let old = lock(&metering.outboxes.0).clone();
+    let old = lock(&work.outboxes.0).clone();
     for (server, connected) in world.databases.all() {
         for database in databases(&connected) {
             let key = (server.clone(), database);
@@ -204,7 +204,7 @@ fn take_in(world: &World, metering: &Metering, states: Vec<OutboxState>, listeni
             new.insert(key, Outbox::judged(known_since, report, listening_since, now));
         }
     }
-    *lock(&metering.outboxes.0) = new.clone();
+    *lock(&work.outboxes.0) = new.clone();
     for (key, outbox) in &new {
         let before = old.get(key);
         if before.is_some_and(|before| !outbox.differs(before)) {
@@ -215,7 +215,7 @@ fn take_in(world: &World, metering: &Metering, states: Vec<OutboxState>, listeni
         if before.is_some() || outbox.silent_since.is_some() || outbox.waits_long || outbox.dead() > 0 {
             let connected = world.databases.get(&key.0);
             let records = connected.map(|connected| connected.find_in(&key.1, |_| true)).unwrap_or_default();
-            records.iter().for_each(|record| metering.board.push(&record.name));
+            records.iter().for_each(|record| work.board.push(&record.name));
         }
     }
 }
