@@ -2,7 +2,7 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api and term, desired and billing, cluster and database, controller and
+//! what stands before it in the line api, term and postgres, desired and billing, cluster and database, controller and
 //! agent and web, cli; a test holds them to it.
 
 pub mod agent;
@@ -15,5 +15,6 @@ pub mod crds;
 pub mod database;
 pub mod desired;
 pub mod metering;
+pub mod postgres;
 pub mod term;
 pub mod web;

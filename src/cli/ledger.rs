@@ -1,7 +1,8 @@
-//! `ledger`: what people do about the ledger of usage.
+//! `ledger`: the operator's own database of usage.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -14,7 +15,10 @@ use super::{
     servers::{ServersArgs, chosen, cluster_id, connect, databases},
     table::Table,
 };
-use crate::api::{self, DatabaseServer};
+use crate::{
+    api::{self, DatabaseServer},
+    metering::ledger::Ledger,
+};
 
 /// How many servers are asked at a time.
 const CONCURRENCY: usize = 8;
@@ -22,11 +26,33 @@ const CONCURRENCY: usize = 8;
 /// How many events become due again in one transaction.
 const PAGE: u32 = 20_000;
 
-/// What is done about the ledger.
+/// What is done with the ledger.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum LedgerCommand {
+    /// Make or upgrade the ledger's tables, and give the operator's login its rights
+    Migrate(MigrateArgs),
     /// Send usage events once more that were sent since a time, after the ledger was restored
     Resync(Verb<ResyncArgs>),
+}
+
+/// Arguments of `ledger migrate`.
+#[derive(Args, Debug)]
+pub struct MigrateArgs {
+    /// How the tables' owner reaches the ledger: postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE
+    #[arg(long, env = "TENANTRY_LEDGER_OWNER_URL", hide_env_values = true)]
+    owner_url: String,
+    /// How the operator reaches it, with a login of its own; made with this password where it isn't there
+    #[arg(long, env = "TENANTRY_LEDGER_URL", hide_env_values = true)]
+    url: String,
+}
+
+/// Makes or upgrades the tables.
+pub(super) async fn migrate(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
+    Ledger::migrate_for(&args.owner_url, &args.url).await?;
+    let ledger = Ledger::new(&args.url, 1)?;
+    ledger.check().await.context("the ledger is migrated, but the operator can't use it")?;
+    eprintln!("the ledger is ready");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Arguments of `ledger resync`.

@@ -48,9 +48,9 @@ pub enum Command {
     /// Usage events that were refused for good: see why, and send them again
     #[command(subcommand)]
     Deadletters(deadletters::Command),
-    /// What is to be done about the ledger of usage
+    /// Look after the operator's own database of usage
     #[command(subcommand)]
-    Ledger(ledger::Command),
+    Ledger(ledger::LedgerCommand),
 }
 
 /// A verb's own arguments, and those that all have.
@@ -121,7 +121,8 @@ pub fn run(command: Command) -> ExitCode {
                 Command::Deadletters(deadletters::Command::Redrive(verb)) => {
                     print(verb.output, &deadletters::redrive(&verb.args, &verb.client).await?)
                 }
-                Command::Ledger(ledger::Command::Resync(verb)) => {
+                Command::Ledger(ledger::LedgerCommand::Migrate(args)) => ledger::migrate(&args).await,
+                Command::Ledger(ledger::LedgerCommand::Resync(verb)) => {
                     print(verb.output, &ledger::resync(&verb.args, &verb.client).await?)
                 }
             }

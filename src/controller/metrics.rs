@@ -31,6 +31,7 @@ use crate::{
     api::Tier,
     cluster::{Calls, Watches},
     database::Statistics,
+    metering::counts::Counts,
 };
 
 /// Bounds of the time of a reconcile, in seconds: one with nothing to do takes less than a
@@ -87,8 +88,6 @@ pub(super) struct Observation {
     pub(super) away: Vec<(String, bool)>,
     /// Tenants by tier and by their condition Ready.
     pub(super) tenants: BTreeMap<(String, String), usize>,
-    /// Whether the ledger answers; nothing where there is none, or where it isn't asked.
-    pub(super) ledger_up: Option<bool>,
     /// Each DatabaseServer, and whether what is counted there doesn't get into the ledger.
     pub(super) undelivered: Vec<(String, bool)>,
     /// By how much reconciliations differed from what was counted, by Application and meter.
@@ -115,6 +114,7 @@ pub(super) struct Metrics {
     events: Outcomes,
     usage_writes: Counter,
     usage_lag: Histogram,
+    metering: Counts,
 }
 
 impl Metrics {
@@ -163,6 +163,8 @@ impl Metrics {
             "Time from a usage event to the Tenant's status that tells of it",
             usage_lag.clone(),
         );
+        let metering = Counts::default();
+        metering.register(ours);
         Self {
             registry,
             observed,
@@ -175,6 +177,7 @@ impl Metrics {
             events,
             usage_writes,
             usage_lag,
+            metering,
         }
     }
 
@@ -225,6 +228,11 @@ impl Metrics {
     /// Where Events are counted by what became of them.
     pub(super) fn events(&self) -> Outcomes {
         self.events.clone()
+    }
+
+    /// Where the metering API counts.
+    pub(super) fn metering(&self) -> Counts {
+        self.metering.clone()
     }
 
     /// What is rare is there with 0 before it happens: a rate can't see how a counter came to be.
@@ -336,9 +344,6 @@ impl Collector for Observed {
             "Reconciles of Tenants and Pools that are at work on a server",
             now.servers.iter().map(|(name, _, running)| (of_server(name), *running as f64)),
         )?;
-        if let Some(up) = now.ledger_up {
-            single(&mut encoder, "ledger_up", "1 while the ledger of usage answers", i64::from(up))?;
-        }
         gauges(
             &mut encoder,
             "usage_undelivered",
@@ -431,7 +436,6 @@ mod tests {
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
             away: vec![("other".into(), true)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
-            ledger_up: Some(true),
             undelivered: vec![("main".into(), false)],
             drifts: [(("crm".to_owned(), "users".to_owned()), 7)].into(),
             ..Observation::default()

@@ -15,7 +15,7 @@ mod health;
 mod leader;
 mod limits;
 mod maintenance;
-
+mod metering;
 mod metrics;
 mod migrations;
 mod namespaces;
@@ -76,6 +76,7 @@ use self::{
 use crate::{
     api::{ANNOTATION_PAUSED, Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
     cluster::{self, Calls, Children, Cluster, Watches},
+    metering::{counts::Counts, judge::Window, ledger::Ledger},
     term::Term,
 };
 
@@ -89,6 +90,20 @@ const FIRST_CONTACT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Operator {
     world: Arc<World>,
+    /// Standbys take usage events too: what asks whose a token is needs no term.
+    any_term: Client,
+}
+
+/// What the metering API needs of the operator.
+pub struct Metering {
+    /// Where events are kept.
+    pub ledger: Ledger,
+    /// By which tokens are reviewed.
+    pub client: Client,
+    /// What is counted.
+    pub counts: Counts,
+    /// How far an event's time may be from now.
+    pub window: Window,
 }
 
 impl Operator {
@@ -134,10 +149,18 @@ impl Operator {
                 .collect(),
             away,
             tenants,
-            // A standby asks the ledger nothing.
-            ledger_up: world.usage.as_ref().filter(|_| knows).map(UsageWork::is_up),
             undelivered: world.usage.as_ref().filter(|_| knows).map(|it| it.undelivered(world)).unwrap_or_default(),
             drifts: world.usage.as_ref().filter(|_| knows).map(UsageWork::drifts).unwrap_or_default(),
+        })
+    }
+
+    /// What the metering API needs, where there is a ledger.
+    pub fn metering(&self) -> Option<Metering> {
+        Some(Metering {
+            ledger: self.world.ledger.clone()?,
+            client: self.any_term.clone(),
+            counts: self.world.metrics.metering(),
+            window: self.world.args.window(),
         })
     }
 
@@ -176,6 +199,7 @@ pub async fn start(
     };
     let instance = lease.as_ref().map_or_else(|| "tenantry".to_owned(), |lease| lease.identity.clone());
     let lease = lease.map(|lease| anyhow::Ok((client(None)?, lease))).transpose()?;
+    let any_term = client(None)?;
     let client = client(Some(term.clone()))?;
     let facts = facts(&client).await?;
     info!(version = env!("CARGO_PKG_VERSION"), cluster = facts.cluster_id, "starting");
@@ -202,6 +226,9 @@ pub async fn start(
     let (pool_queue, pool_requests) = Queue::new();
     let watches = Watches::default();
     let metrics = Metrics::new(calls, &watches);
+    if let Some(ledger) = ledger.clone() {
+        tokio::spawn(metering::look(ledger, metrics.metering()));
+    }
     let (events, lines) = Events::new(metrics.events());
     tokio::spawn(events::send(client.clone(), instance, lines, metrics.events()));
     let world = Arc::new(World {
@@ -225,9 +252,10 @@ pub async fn start(
         looks: Looks::default(),
         backoff: Backoff::default(),
         metrics,
+        usage: ledger.clone().map(UsageWork::new),
+        ledger,
         watches,
         events,
-        usage: ledger.map(UsageWork::new),
         definitions: Arc::default(),
         health: Health::default(),
         term,
@@ -251,7 +279,7 @@ pub async fn start(
         servers: server_requests,
         pools: pool_requests,
     };
-    let operator = Operator { world: Arc::clone(&world) };
+    let operator = Operator { world: Arc::clone(&world), any_term };
     let running = async move { leader::run(&world, lease, || work(&world, writers, requests)).await };
     Ok((operator, running))
 }
@@ -330,7 +358,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
             queue::work(Arc::clone(world), tenants),
         )
     };
-    tokio::join!(servers, rest, usage::run(world));
+    tokio::join!(servers, rest, Box::pin(usage::run(world)));
 }
 
 async fn facts(client: &Client) -> anyhow::Result<Facts> {

@@ -41,6 +41,7 @@ use crate::{
     },
     cluster::{Cluster, Statuses, Watches},
     desired::{self, Catalog, hosts::HostIndex, naming},
+    metering::ledger::Ledger,
     term::Term,
 };
 
@@ -67,6 +68,8 @@ pub(super) struct World {
     pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
+    /// Where usage is kept; without it nothing is metered.
+    pub(super) ledger: Option<Ledger>,
     pub(super) watches: Watches,
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,

@@ -5,6 +5,8 @@ use std::fmt;
 
 use tokio_postgres::error::SqlState;
 
+pub(super) use crate::postgres::sources;
+
 /// The result of every operation of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -86,21 +88,6 @@ impl fmt::Display for Error {
 }
 
 impl StdError for Error {}
-
-/// An error and what caused it, in one line.
-pub(super) fn sources(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
-}
 
 fn names_objects(state: &SqlState) -> bool {
     // 2BP01: objects depend on what is to be dropped; 55006: sessions use the database.

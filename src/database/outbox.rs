@@ -16,7 +16,7 @@ use super::error::{Error, Result};
 use super::identity::TenantId;
 use super::relay::RelayAccess;
 use super::server::Tls;
-use super::tls::{Connector, explain};
+use super::tls::{connector, explain};
 
 /// How long acknowledged events stay, in days of UTC, so that they can be sent once more after the
 /// ledger was restored, and how many days ahead there is room for more.
@@ -227,7 +227,7 @@ impl Outbox {
     /// # Errors
     /// Transient where the server can't be reached; permanent where the login is refused.
     pub async fn connect(access: &RelayAccess, tls: &Tls, timeout: Duration) -> Result<Self> {
-        let connector = Connector::new(tls)?;
+        let connector = connector(tls)?;
         let mut config = Config::new();
         config
             .host(&access.host)
@@ -238,19 +238,8 @@ impl Outbox {
             .ssl_mode(connector.mode())
             .connect_timeout(timeout)
             .application_name("tenantry relay");
-        let explained = |error: tokio_postgres::Error| explain(&access.host, access.port, &access.user, &error);
-        let client = match connector {
-            Connector::Verify(tls) => {
-                let (client, connection) = config.connect(tls).await.map_err(explained)?;
-                tokio::spawn(connection);
-                client
-            }
-            Connector::Plain => {
-                let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(explained)?;
-                tokio::spawn(connection);
-                client
-            }
-        };
+        let client = connector.connect(&config).await;
+        let client = client.map_err(|error| explain(&access.host, access.port, &access.user, &error))?;
         let setup = "SET search_path = pg_catalog; SET statement_timeout = '30s'; SET lock_timeout = '5s'";
         client.batch_execute(setup).await.map_err(|error| failed("can't prepare the session", &error))?;
         Ok(Self { client })

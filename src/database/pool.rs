@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep_until, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use super::breaker::Breaker;
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::server::{Endpoint, ServerConfig};
 use super::sql::Fence;
-use super::tls::{Connector, explain};
+use super::tls::{Connector, connector, explain};
 use super::types::Statistics;
 use crate::term::Term;
 
@@ -80,7 +80,7 @@ impl Pool {
             return Err(Error::permanent("a server needs at least one connection: raise the operator's bound"));
         }
         Ok(Arc::new(Self {
-            connector: Connector::new(&config.tls)?,
+            connector: connector(&config.tls)?,
             places: Arc::new(Semaphore::new(config.connections)),
             migrations: Arc::new(Semaphore::new(config.migrations())),
             shelf: Mutex::default(),
@@ -319,21 +319,9 @@ impl Pool {
             config.options(options);
         }
         self.counters.connections.fetch_add(1, Ordering::Relaxed);
-        let failed = |error: tokio_postgres::Error| explain(host, *port, login.user, &error);
         let opening = async {
-            match &self.connector {
-                Connector::Verify(tls) => {
-                    let (client, connection) = config.connect(tls.clone()).await.map_err(failed)?;
-                    // Ends with its client; what breaks it shows in the client's next answer.
-                    tokio::spawn(async move { connection.await.ok() });
-                    Ok(client)
-                }
-                Connector::Plain => {
-                    let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
-                    tokio::spawn(async move { connection.await.ok() });
-                    Ok(client)
-                }
-            }
+            let opened = self.connector.connect(&config).await;
+            opened.map_err(|error| explain(host, *port, login.user, &error))
         };
         timeout(self.config.timeouts.connect, opening).await.unwrap_or_else(|_| {
             Err(Error::transient(format!("{host}:{port} doesn't answer within {:?}", self.config.timeouts.connect)))

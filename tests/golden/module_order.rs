@@ -6,15 +6,16 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 13] = [
+const ORDER: [(&str, &[&str]); 14] = [
     ("api", &[]),
     ("term", &[]),
+    ("postgres", &[]),
     ("billing", &[]),
     ("crds", &["api"]),
     ("desired", &["api"]),
     ("cluster", &["api", "term", "desired"]),
-    ("database", &["term"]),
-    ("metering", &["billing"]),
+    ("database", &["term", "postgres"]),
+    ("metering", &["billing", "desired", "postgres"]),
     ("controller", &["api", "term", "billing", "desired", "cluster", "database", "metering"]),
     ("relay", &["desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),

@@ -79,11 +79,6 @@ impl UsageWork {
         }
     }
 
-    /// Whether the ledger answered when it was asked last.
-    pub(super) fn is_up(&self) -> bool {
-        lock(&self.away).is_none()
-    }
-
     /// Since when the ledger is away.
     fn away_since(&self) -> Option<Timestamp> {
         lock(&self.away).as_ref().map(|(since, _)| *since)
@@ -224,18 +219,19 @@ fn hash(metering: &TenantMetering) -> u64 {
 /// one left in status is taken away.
 pub(super) async fn run(world: &Arc<World>) {
     let all = async {
+        // In boxes: together they would be more than the compiler can lay out.
         match &world.usage {
             Some(work) => {
                 tokio::join!(
-                    registrar::run(world, work),
-                    projector::listen(world, work),
-                    projector::look_at_all(world, work),
-                    projector::read(world, work),
-                    projector::write(world, work),
-                    periods::close(work, world),
-                    periods::keep(work),
-                    epochs::run(world, work),
-                    outboxes::run(world, work),
+                    Box::pin(registrar::run(world, work)),
+                    Box::pin(projector::listen(world, work)),
+                    Box::pin(projector::look_at_all(world, work)),
+                    Box::pin(projector::read(world, work)),
+                    Box::pin(projector::write(world, work)),
+                    Box::pin(periods::close(work, world)),
+                    Box::pin(periods::keep(work)),
+                    Box::pin(epochs::run(world, work)),
+                    Box::pin(outboxes::run(world, work)),
                 );
             }
             None => {

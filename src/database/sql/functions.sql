@@ -477,6 +477,8 @@ AS $$
 DECLARE
     counter tenantry.meter;
     moment  timestamptz;
+    terms   record;
+    period  timestamptz;
 BEGIN
     SELECT m.* INTO counter FROM tenantry.meter m
      WHERE m.tenant = p_tenant AND m.meter = p_meter AND m.epoch <= p_after FOR NO KEY UPDATE;
@@ -484,13 +486,23 @@ BEGIN
         RETURN false;
     END IF;
     moment := greatest(clock_timestamp(), counter.last_at);
-    UPDATE tenantry.meter m SET epoch = p_after + 1, sequence = 1, last_at = moment
-     WHERE m.tenant = p_tenant AND m.meter = p_meter;
-    INSERT INTO tenantry.outbox (tenant, meter, epoch, sequence, kind, delta, value, reason, occurred_at, period_start)
-    SELECT p_tenant, p_meter, p_after + 1, 1, 'Restore', counter.value - p_known, counter.value, 'restore', moment,
-           CASE WHEN d.kind = 'Total' THEN counter.period_start END
+    SELECT t.period_anchor, t.time_zone, d.kind INTO terms
       FROM tenantry.tenant t LEFT JOIN tenantry.meter_definition d ON d.application = t.application AND d.meter = p_meter
      WHERE t.id = p_tenant;
+    -- What the backup has of a Total may belong to a period that is over.
+    IF terms.kind = 'Total' THEN
+        period := greatest(counter.period_start, tenantry.period_start(terms.period_anchor, terms.time_zone, moment));
+        IF period > counter.period_start THEN
+            counter.value := 0;
+            counter.period_start := period;
+        END IF;
+    END IF;
+    UPDATE tenantry.meter m
+       SET epoch = p_after + 1, sequence = 1, value = counter.value, period_start = counter.period_start, last_at = moment
+     WHERE m.tenant = p_tenant AND m.meter = p_meter;
+    INSERT INTO tenantry.outbox (tenant, meter, epoch, sequence, kind, delta, value, reason, occurred_at, period_start)
+    VALUES (p_tenant, p_meter, p_after + 1, 1, 'Restore', counter.value - p_known, counter.value, 'restore', moment,
+            CASE WHEN terms.kind = 'Total' THEN counter.period_start END);
     RETURN true;
 END
 $$;

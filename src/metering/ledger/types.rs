@@ -13,6 +13,11 @@ pub enum LedgerError {
     /// Somebody has to change something first.
     #[error("the ledger can't be used: {0}")]
     Refused(String),
+    /// One of the things that it was given can't be stored, whoever tries: what the server says is
+    /// of SQLSTATE class 22 (data), 23 (constraints) or 54 (limits). The others of the batch are
+    /// as good as ever.
+    #[error("the ledger can't store this: {0}")]
+    Unfit(String),
 }
 
 /// A tenant as the ledger knows it.
@@ -179,7 +184,7 @@ pub struct MeterState {
     pub epoch: i32,
     /// Its sequence.
     pub sequence: i64,
-    /// The value after it.
+    /// The value after it; of a Total what was used in the newest period, 0 where that has no event yet.
     pub value: i64,
     /// When that was; none before the first event.
     pub occurred_at: Option<Timestamp>,
@@ -223,4 +228,35 @@ pub struct OutboxState {
     pub report: crate::metering::event::OutboxReport,
     /// When.
     pub reported_at: Timestamp,
+}
+
+/// Events of a tenant that were not counted and wait for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The tenant's id.
+    pub tenant: String,
+    /// conflict: another event has their id. restored: another one has their sequence, or their
+    /// epoch is over. dead: refused for good, and saved when their database was dropped.
+    pub why: String,
+    /// How many.
+    pub events: u64,
+    /// When the last of them came.
+    pub last_at: Timestamp,
+}
+
+/// An event that was refused for good, to be saved before its database is dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadEvent {
+    /// The event's id.
+    pub id: String,
+    /// Its source.
+    pub source: String,
+    /// Whose it is.
+    pub tenant: String,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What it says.
+    pub usage: Usage,
+    /// Why it was refused.
+    pub error: String,
 }

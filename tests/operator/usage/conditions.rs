@@ -12,7 +12,7 @@ use super::{
         ground::{Ground, await_tenant, eventually, ready_tenant},
         verbs::{await_condition, id, of, ours},
     },
-    ledger::{Metered, Relay, counting, ledger_on, shared},
+    ledger::{Metered, Relay, counting, ledger_on, operator, shared},
     says, shows,
 };
 
@@ -74,25 +74,25 @@ async fn a_ledger_that_stands_still_holds_no_tenant_up() {
     let postgres = tokio::task::spawn_blocking(|| Postgres::start(PostgresOptions::default()));
     let postgres = postgres.await.expect("a thread").expect("a server of its own");
     let url = ledger_on(&postgres).await;
-    let operator = ground.operator(&["--ledger-url", &url, "--usage-interval", "10ms"]);
+    let running = operator(&ground, &url, &["--usage-interval", "10ms"]);
     ground.examples().await;
     let client = ground.client.clone();
     counting(&client, "frozen").await;
     let spec = || of("frozen", json!({"spec": {"plan": "frozen"}}));
     ready_tenant(&client, "before", spec()).await;
     shows(&client, "before", "users", "0/10").await;
-    let up = async |wanted: f64| {
-        let found = eventually(async || (operator.metric("tenantry_ledger_up") == Some(wanted)).then_some(())).await;
+    let away = async |wanted: f64| {
+        let found = eventually(async || (running.metric("tenantry_ledger_away") == Some(wanted)).then_some(())).await;
         assert!(found.is_some(), "the metric doesn't become {wanted}");
     };
-    up(1.0).await;
+    away(0.0).await;
     postgres.freeze();
     ready_tenant(&client, "meanwhile", spec()).await;
-    up(0.0).await;
+    away(1.0).await;
     ready_tenant(&client, "still", spec()).await;
-    assert_eq!(operator.get("/readyz").map(|(code, _)| code), Some(200));
+    assert_eq!(running.get("/readyz").map(|(code, _)| code), Some(200));
     postgres.thaw();
-    up(1.0).await;
+    away(0.0).await;
     for name in ["meanwhile", "still"] {
         shows(&client, name, "users", "0/10").await;
     }

@@ -33,6 +33,11 @@ pub async fn ledger_on(postgres: &Postgres) -> String {
     url("ledger", "operator")
 }
 
+/// Starts an operator that uses a ledger, with these flags.
+pub fn operator(ground: &Ground, url: &str, flags: &[&str]) -> Operator {
+    ground.operator(&[&["--api-listen", "127.0.0.1:0", "--ledger-url", url], flags].concat())
+}
+
 /// A ground with a ledger, and an operator that uses it.
 pub struct Metered {
     pub ground: Ground,
@@ -45,7 +50,7 @@ impl Metered {
     pub async fn start(flags: &[&str]) -> Self {
         let ground = Ground::start(Options { audit: true, ..Options::default() }).await;
         let url = ledger_on(ground.cluster.postgres()).await;
-        let operator = ground.operator(&[&["--ledger-url", url.as_str()], flags].concat());
+        let operator = operator(&ground, &url, flags);
         ground.examples().await;
         Self { ground, operator, url }
     }

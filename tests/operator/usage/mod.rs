@@ -103,7 +103,7 @@ async fn a_change_waits_for_its_time_and_a_limit_that_is_crossed_does_not() {
     drop(relays);
     let Metered { ground, operator, url } = metered;
     operator.kill();
-    let operator = ground.operator(&["--ledger-url", &url, "--usage-interval", "10ms"]);
+    let operator = ledger::operator(&ground, &url, &["--usage-interval", "10ms"]);
     let metered = Metered { ground, operator, url };
     let relay = Relay::of(&metered, &tenant).await;
     relay.says(jiff::Timestamp::now(), "users", 4, -1, 9).await;
