@@ -123,6 +123,7 @@ impl UsageWork {
         let Some(new) = &change.new else {
             if let Some(old) = &change.old {
                 let name = old.name_any();
+                old.status.as_ref().and_then(|status| status.id.as_deref()).inspect(|id| self.registry.left(id));
                 self.board.forget(&name);
                 lock(&self.drifts).remove(&name);
                 lock(&self.written).remove(old.metadata.uid.as_deref().unwrap_or_default());

@@ -1,6 +1,10 @@
 //! Reads what has changed in the ledger, and writes what of it concerns a Tenant's status.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use jiff::Timestamp;
@@ -52,6 +56,7 @@ pub(super) struct Write {
 pub(super) async fn listen(world: &World, work: &UsageWork) {
     let mut cursor = None;
     loop {
+        let is_first = cursor.is_none();
         let changed = work.ledger.changed(&mut cursor, LISTEN);
         let Some(ids) = work.ask("hear of changes", LISTEN + PATIENCE, changed).await else {
             // What happened meanwhile isn't known.
@@ -59,6 +64,15 @@ pub(super) async fn listen(world: &World, work: &UsageWork) {
             sleep(PAUSE).await;
             continue;
         };
+        if is_first {
+            // These are all that it knows: some of them went while nobody watched.
+            let tenants = world.stores.tenants.state();
+            let here: HashSet<_> = tenants
+                .iter()
+                .filter_map(|tenant| tenant.status.as_ref().and_then(|status| status.id.as_ref()))
+                .collect();
+            ids.iter().filter(|id| !here.contains(id)).for_each(|id| work.registry.left(id));
+        }
         push(work, &ids);
         debug!(tenants = ids.len(), known = world.stores.tenants.len(), "usage changed");
     }

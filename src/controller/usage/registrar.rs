@@ -50,12 +50,21 @@ struct Pending {
     /// Every tenant, whichever are named.
     all: bool,
     definitions: bool,
+    /// The ids of tenants that are gone.
+    gone: BTreeSet<String>,
 }
 
 impl Registry {
     /// A tenant may have to be told.
     pub(super) fn push(&self, name: &str) {
         lock(&self.pending).tenants.insert(name.to_owned());
+        self.news.notify_one();
+    }
+
+    /// A tenant is gone, by its id: no further usage periods of it begin.
+    pub(super) fn left(&self, id: &str) {
+        lock(&self.told).remove(id);
+        lock(&self.pending).gone.insert(id.to_owned());
         self.news.notify_one();
     }
 
@@ -141,7 +150,7 @@ pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
 async fn tell(world: &World, work: &UsageWork) -> bool {
     let registry = &work.registry;
     // What comes in meanwhile is told next.
-    let Pending { mut tenants, all, definitions } = std::mem::take(&mut *lock(&registry.pending));
+    let Pending { mut tenants, all, definitions, gone } = std::mem::take(&mut *lock(&registry.pending));
     if all {
         tenants.extend(world.stores.tenants.state().iter().map(|tenant| tenant.name_any()));
     }
@@ -149,6 +158,15 @@ async fn tell(world: &World, work: &UsageWork) -> bool {
         let mut pending = lock(&registry.pending);
         pending.definitions = true;
         pending.tenants.extend(tenants);
+        pending.gone.extend(gone);
+        return false;
+    }
+    // First, since one that is taken back has the id that it had.
+    let left: Vec<_> = gone.iter().cloned().collect();
+    if !left.is_empty() && work.ask("note tenants that are gone", PATIENCE, work.ledger.depart(&left)).await.is_none() {
+        let mut pending = lock(&registry.pending);
+        pending.tenants.extend(tenants);
+        pending.gone.extend(gone);
         return false;
     }
     let entries: Vec<_> = tenants.iter().filter_map(|name| Some(entry(&metered(world, name)?))).collect();
