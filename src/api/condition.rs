@@ -1,7 +1,7 @@
 //! Conditions: what is true of an object, and since when.
 //!
-//! `Ready` is always there. `Reconciling` and `Stalled` are there only while true, as
-//! kstatus wants them. Every other condition is positive and stands for one concern.
+//! `Ready` is always there. `Reconciling`, `Stalled` and `MeteringDegraded` are there only while
+//! true, as kstatus wants them. Every other condition is positive and stands for one concern.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -42,7 +42,27 @@ pub enum ConditionType {
     Reachable,
     /// The relay's objects and logins are as they should be, of a DatabaseServer.
     RelayReady,
+    /// What was counted in a server's databases gets into the ledger.
+    UsageDelivered,
+    /// No meter of a Tenant is above its limit.
+    WithinLimits,
+    /// Every usage event of a Tenant is known to have arrived.
+    UsageComplete,
+    /// What an application counted, and its own count when it compared the two last, agreed. Only
+    /// where it compares.
+    UsageReconciled,
+    /// Usage doesn't get into the ledger, or out of it, as it should: what status says of it may
+    /// be old.
+    MeteringDegraded,
 }
+
+/// The conditions of a Tenant that speak of its usage, which a writer of their own looks after.
+pub const METERING: [ConditionType; 4] = [
+    ConditionType::WithinLimits,
+    ConditionType::UsageComplete,
+    ConditionType::UsageReconciled,
+    ConditionType::MeteringDegraded,
+];
 
 impl ConditionType {
     /// The condition's type as it is written in status.
@@ -64,6 +84,11 @@ impl ConditionType {
             Self::NetworkDeclared => "NetworkDeclared",
             Self::Reachable => "Reachable",
             Self::RelayReady => "RelayReady",
+            Self::UsageDelivered => "UsageDelivered",
+            Self::WithinLimits => "WithinLimits",
+            Self::UsageComplete => "UsageComplete",
+            Self::UsageReconciled => "UsageReconciled",
+            Self::MeteringDegraded => "MeteringDegraded",
         }
     }
 }

@@ -7,11 +7,13 @@ mod application;
 mod condition;
 mod crd;
 mod fields;
+mod part;
 mod plan;
 mod pool;
 mod server;
 mod template;
 mod tenant;
+mod usage;
 
 pub use application::{
     Application, ApplicationDatabase, ApplicationSpec, ApplicationStatus, Autoscaling, Component, DatabaseChoice,
@@ -19,10 +21,11 @@ pub use application::{
     PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
 };
 pub use condition::{
-    ConditionType, HasConditions, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions,
+    ConditionType, HasConditions, METERING, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions,
 };
 pub use crd::{all_crds, crd_yaml};
 pub use fields::{Duration, LocalReference, Money, Quantities, Resources, Size};
+pub use part::{StatusPart, TenantMetering};
 pub use plan::{
     Limit, LimitPolicy, LimitRangeSettings, Plan, PlanComponent, PlanDatabase, PlanSpec, PlanStatus, Price, Proration,
     Trial, TrialEnd, UnitPrice,
@@ -37,6 +40,7 @@ pub use tenant::{
     Billing, BillingCycle, ComponentOverride, ConflictState, DeletionPolicy, Owner, OwnerKind, SecretReference,
     Standing, Tenant, TenantConflict, TenantDatabase, TenantSpec, TenantStatus, Term,
 };
+pub use usage::{ClosedMeterUsage, ClosedUsage, MeterUsage, TenantUsage, UsagePeriod};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,6 +51,8 @@ pub const GROUP: &str = "tenantry.io";
 pub const VERSION: &str = "v1alpha1";
 /// The field manager of every write the operator makes.
 pub const FIELD_MANAGER: &str = "tenantry";
+/// The field manager of what the operator writes of usage into a Tenant's status.
+pub const FIELD_MANAGER_METERING: &str = "tenantry-metering";
 /// The finalizer on Tenants, Pools and what they use.
 pub const FINALIZER: &str = "tenantry.io/finalizer";
 /// Label: the name of the Tenant that an object belongs to.

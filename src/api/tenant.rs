@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Money, Resources, Tier};
+use super::{ClosedUsage, Money, Resources, TenantUsage, Tier};
 
 /// A customer of the SaaS product.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,7 @@ use super::{Money, Resources, Tier};
     printcolumn(name = "Plan", type_ = "string", json_path = ".spec.plan"),
     printcolumn(name = "Tier", type_ = "string", json_path = ".status.tier"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Users", type_ = "string", json_path = ".status.usage.meters[?(@.name==\"users\")].display"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Pool", type_ = "string", json_path = ".status.pool", priority = 1),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
@@ -246,6 +247,15 @@ pub struct TenantStatus {
     /// the Tenant waits, Stalled, and `tenantry adopt` gives it that data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conflict: Option<TenantConflict>,
+    /// What the tenant uses, as far as the ledger knows; absent where nothing is metered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<TenantUsage>,
+    /// The usage periods that are closed: at most 13, the newest first. The ledger has all of
+    /// them, exactly and for longer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["start".into()]))]
+    #[schemars(length(max = 13))]
+    pub history: Vec<ClosedUsage>,
     /// What is true of the Tenant, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

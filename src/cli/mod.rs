@@ -1,13 +1,16 @@
-//! What people run from a shell: `tenantry status`, `tree`, `retained`, `adopt` and `ledger`, or
-//! `kubectl tenantry …` where the program is in the path as `kubectl-tenantry`.
+//! What people run from a shell: `tenantry status`, `tree`, `retained`, `adopt`, `correct` and
+//! such, or `kubectl tenantry …` where the program is in the path as `kubectl-tenantry`.
 //!
-//! These verbs need no operator: they read what it wrote, and what they change are
-//! annotations that it acts on.
+//! These verbs need no operator: they read what it wrote, and what they change are annotations
+//! that it acts on. Those about usage go to the databases, as the servers' admin.
 
 mod adopt;
 mod client;
+mod correct;
+mod deadletters;
 mod ledger;
 mod retained;
+mod servers;
 mod status;
 mod table;
 mod tree;
@@ -40,6 +43,11 @@ pub enum Command {
     Retained(Verb<retained::RetainedArgs>),
     /// Give Tenants the data that earlier ones of their names left, after a restore of the cluster
     Adopt(Verb<adopt::AdoptArgs>),
+    /// Correct what a tenant counted, in its database: limit, function and ledger follow
+    Correct(Verb<correct::CorrectArgs>),
+    /// Usage events that were refused for good: see why, and send them again
+    #[command(subcommand)]
+    Deadletters(deadletters::Command),
     /// Look after the operator's own database of usage
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
@@ -106,7 +114,17 @@ pub fn run(command: Command) -> ExitCode {
                 Command::Tree(verb) => print(verb.output, &tree::tree(&verb.args, &verb.client).await?),
                 Command::Retained(verb) => print(verb.output, &retained::retained(&verb.args, &verb.client).await?),
                 Command::Adopt(verb) => print(verb.output, &adopt::adopt(&verb.args, &verb.client).await?),
-                Command::Ledger(command) => ledger::run(&command).await,
+                Command::Correct(verb) => print(verb.output, &correct::correct(&verb.args, &verb.client).await?),
+                Command::Deadletters(deadletters::Command::List(verb)) => {
+                    print(verb.output, &deadletters::list(&verb.args, &verb.client).await?)
+                }
+                Command::Deadletters(deadletters::Command::Redrive(verb)) => {
+                    print(verb.output, &deadletters::redrive(&verb.args, &verb.client).await?)
+                }
+                Command::Ledger(ledger::LedgerCommand::Migrate(args)) => ledger::migrate(&args).await,
+                Command::Ledger(ledger::LedgerCommand::Resync(verb)) => {
+                    print(verb.output, &ledger::resync(&verb.args, &verb.client).await?)
+                }
             }
         })
     });

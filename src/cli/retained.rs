@@ -1,26 +1,22 @@
 //! `retained`: what deleted tenants left in the databases.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashSet};
 
 use clap::Args;
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{Api, Client, ResourceExt as _};
 use serde::Serialize;
 
 use super::{
     Answer,
-    client::{ClientArgs, explained, list},
+    client::{ClientArgs, list},
+    servers::{CredentialsArgs, cluster_id, connect},
     table::Table,
 };
 use crate::{
     api::{DatabaseServer, Tenant},
-    controller::server_config,
-    database::{Server, ServerConfig, TenantRecord, TenantState},
+    database::{TenantRecord, TenantState},
 };
 
 /// How many servers are asked at a time.
@@ -31,9 +27,8 @@ const CONCURRENCY: usize = 8;
 pub struct RetainedArgs {
     /// The Tenants' names; all when left out
     names: Vec<String>,
-    /// The operator's namespace, which has the servers' credentials
-    #[arg(long, short, env = "TENANTRY_NAMESPACE", default_value = "tenantry-system")]
-    namespace: String,
+    #[command(flatten)]
+    credentials: CredentialsArgs,
     /// Also what other clusters have on these servers
     #[arg(long)]
     all_clusters: bool,
@@ -84,10 +79,7 @@ enum State {
 /// Asks the servers what deleted tenants left. Nothing is written.
 pub(super) async fn retained(args: &RetainedArgs, client: &ClientArgs) -> anyhow::Result<Retained> {
     let client = client.connect().await?;
-    let system = Api::<Namespace>::all(client.clone()).get_metadata("kube-system").await;
-    let system =
-        system.map_err(|error| explained(error, "read namespace kube-system, whose UID is this cluster's id"))?;
-    let here = system.metadata.uid.unwrap_or_default();
+    let here = cluster_id(&client).await?;
     let servers = list(&Api::<DatabaseServer>::all(client.clone())).await?;
     let live: HashSet<String> =
         list(&Api::<Tenant>::all(client.clone())).await?.into_iter().filter_map(|tenant| tenant.metadata.uid).collect();
@@ -126,7 +118,7 @@ async fn ask(
     args: &RetainedArgs,
     here: &str,
 ) -> anyhow::Result<Vec<(String, TenantRecord)>> {
-    let server = Server::new(config(client, server, &args.namespace).await?)?;
+    let server = connect(client, server, &args.credentials).await?;
     let mut records = Vec::new();
     for database in server.list_databases().await? {
         let Some(mark) = &database.mark else { continue };
@@ -136,21 +128,6 @@ async fn ask(
         }
     }
     Ok(records)
-}
-
-async fn config(client: &Client, server: &DatabaseServer, namespace: &str) -> anyhow::Result<ServerConfig> {
-    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    let ca = server.spec.tls.as_ref().and_then(|tls| tls.ca_secret.as_ref());
-    let mut read = BTreeMap::new();
-    for name in [Some(&server.spec.admin.credentials_secret), ca].into_iter().flatten().map(|reference| &reference.name)
-    {
-        let found = secrets
-            .get_opt(name)
-            .await
-            .map_err(|error| explained(error, &format!("read Secret {namespace}/{name}")))?;
-        found.map(|secret| read.insert(name.clone(), Arc::new(secret)));
-    }
-    server_config(server, namespace, |name| read.get(name).cloned()).map_err(anyhow::Error::msg)
 }
 
 fn item(server: &str, database: String, record: TenantRecord, here: &str, live: &HashSet<String>) -> Option<Item> {

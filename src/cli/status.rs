@@ -13,7 +13,9 @@ use super::{
     client::{ClientArgs, get, list},
     table::{Table, age, fields},
 };
-use crate::api::{ConditionType, Tenant, TenantConflict, TenantDatabase, find_condition, is_true};
+use crate::api::{
+    ClosedUsage, ConditionType, Tenant, TenantConflict, TenantDatabase, TenantUsage, find_condition, is_true,
+};
 
 /// How many tenants that are not ready are listed, unless all are asked for.
 const LISTED: usize = 25;
@@ -90,6 +92,8 @@ pub(super) struct One {
     database: Option<TenantDatabase>,
     conflict: Option<TenantConflict>,
     deleting_since: Option<Timestamp>,
+    usage: Option<TenantUsage>,
+    history: Vec<ClosedUsage>,
     conditions: Vec<Condition>,
 }
 
@@ -174,6 +178,8 @@ fn one(tenant: &Tenant) -> One {
         database: status.database,
         conflict: status.conflict,
         deleting_since: tenant.metadata.deletion_timestamp.as_ref().map(|time| time.0),
+        usage: status.usage,
+        history: status.history,
         conditions: status.conditions,
     }
 }
@@ -254,6 +260,10 @@ impl One {
             ("Secret", secret.map_or_else(String::new, |secret| format!("{}/{}", secret.namespace, secret.name))),
             ("Conflict", self.conflict.as_ref().map(conflict_text).unwrap_or_default()),
         ]);
+        if let Some(usage) = &self.usage {
+            text.push('\n');
+            text.push_str(&usage_text(usage, now, width));
+        }
         let mut conditions = Table::new(&["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"]);
         for condition in &self.conditions {
             conditions.row([
@@ -270,6 +280,28 @@ impl One {
         }
         text
     }
+}
+
+/// What a tenant uses, in one word for each meter.
+pub(super) fn usage_line(usage: &TenantUsage) -> String {
+    let meters: Vec<_> = usage.meters.iter().map(|meter| format!("{} {}", meter.name, meter.display)).collect();
+    meters.join(", ")
+}
+
+fn usage_text(usage: &TenantUsage, now: Timestamp, width: Option<usize>) -> String {
+    let mut table = Table::new(&["METER", "USED", "PEAK", "AVERAGE", "COMPLETE"]);
+    for meter in &usage.meters {
+        table.row([
+            meter.name.clone(),
+            meter.display.clone(),
+            meter.peak.map(|peak| peak.to_string()).unwrap_or_default(),
+            meter.average.clone().unwrap_or_default(),
+            if meter.complete { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    let (period, as_of) = (&usage.period, age(usage.as_of.0, now));
+    let from_to = format!("In the period from {} to {}, as of {as_of} ago:\n", period.start.0, period.end.0);
+    from_to + &table.text(width)
 }
 
 /// A conflict in one line.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     Answer,
     client::{ClientArgs, get},
-    status::state,
+    status::{state, usage_line},
     table::Table,
 };
 use crate::{
@@ -83,6 +83,9 @@ pub(super) async fn tree(args: &TreeArgs, client: &ClientArgs) -> anyhow::Result
     let tenant = get(&Api::<Tenant>::all(client.clone()), &args.name).await?;
     let status = tenant.status.clone().unwrap_or_default();
     let mut root = Node { state: state(&tenant).to_owned(), ..Node::of("Tenant", &args.name, &status.conditions) };
+    if root.message.is_empty() {
+        root.message = status.usage.as_ref().map(usage_line).unwrap_or_default();
+    }
     let mut hidden = Vec::new();
     let namespace = match &status.namespace {
         Some(namespace) => {

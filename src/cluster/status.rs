@@ -17,7 +17,7 @@ use super::{
     apply::timed,
     error::{Error, Result, is_conflict, is_not_found},
 };
-use crate::api::{FIELD_MANAGER, FINALIZER};
+use crate::api::{FIELD_MANAGER, FINALIZER, StatusPart};
 
 /// How often a write is made again at once that somebody else's write got in the way of.
 const CONTENTION: usize = 3;
@@ -41,7 +41,7 @@ impl<K> GroupResource for K where
 {
 }
 
-/// The statuses of one resource that were written and that the watch has not brought yet.
+/// What one writer wrote into the statuses of one resource and the watch has not brought yet.
 ///
 /// Without it, a reconcile would compare with a status that is older than its own last write.
 #[derive(Default)]
@@ -58,15 +58,16 @@ struct Written<T> {
     seen: Option<u64>,
 }
 
-impl<T: Clone + PartialEq + Serialize> Statuses<T> {
-    /// The newest known status of an object: the one written last, or else the one observed.
-    pub fn current<K: Resource>(&self, object: &K, observed: Option<&T>) -> Option<T> {
+impl<T: StatusPart> Statuses<T> {
+    /// The newest known status of an object, as far as it is this writer's: the one written last,
+    /// or else the one observed.
+    pub fn current<K: Resource>(&self, object: &K, observed: Option<&T::Whole>) -> Option<T> {
         let uid = object.meta().uid.as_deref().unwrap_or_default();
         let written = self.lock();
         let last = written.get(uid).and_then(|written| written.last.as_ref());
         match last {
             Some((version, status)) if version_of(object) < *version => Some(status.clone()),
-            _ => observed.cloned(),
+            _ => observed.map(T::of),
         }
     }
 
@@ -108,9 +109,9 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
     }
 
     /// Writes a status where it differs from the newest known one; returns whether it did.
-    pub async fn write<K>(&self, client: &Client, object: &K, observed: Option<&T>, status: &T) -> Result<bool>
+    pub async fn write<K>(&self, client: &Client, object: &K, observed: Option<&T::Whole>, status: &T) -> Result<bool>
     where
-        K: GroupResource,
+        K: GroupResource + HasStatus<Status = T::Whole>,
     {
         if self.current(object, observed).as_ref() == Some(status) {
             return Ok(false);
@@ -134,7 +135,7 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
         change: impl FnOnce(&K) -> Option<T>,
     ) -> Result<Option<(T, T)>>
     where
-        K: GroupResource + HasStatus<Status = T>,
+        K: GroupResource + HasStatus<Status = T::Whole>,
         T: Default,
     {
         let what = format!("read {} {}", K::kind(&()), object.name_any());
@@ -143,11 +144,14 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
         let Some(live) = live.filter(|live| live.meta().uid == object.meta().uid) else { return Ok(None) };
         let Some(status) = change(&live) else { return Ok(None) };
         let written = self.write(client, &live, live.status(), &status).await?;
-        Ok(written.then(|| (live.status().cloned().unwrap_or_default(), status)))
+        Ok(written.then(|| (live.status().map(T::of).unwrap_or_default(), status)))
     }
 
     /// Writes a status; returns the version that it left, or nothing if the object is gone.
-    async fn send<K: GroupResource>(&self, client: &Client, object: &K, status: &T) -> Result<Option<u64>> {
+    async fn send<K>(&self, client: &Client, object: &K, status: &T) -> Result<Option<u64>>
+    where
+        K: GroupResource + HasStatus<Status = T::Whole>,
+    {
         let what = format!("write the status of {} {}", K::kind(&()), object.name_any());
         // The UID keeps a status from reaching another object of the same name.
         let body = json!({
@@ -156,7 +160,7 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
             "status": status,
         });
         let api = Api::<K>::all(client.clone());
-        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let params = PatchParams::apply(T::MANAGER).force();
         let mut left = CONTENTION;
         let written = loop {
             let written = timed(&what, api.patch_status(&object.name_any(), &params, &Patch::Apply(&body))).await?;
@@ -177,23 +181,27 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
                 Err(error) => return Err(Error::from_kube(what, &error)),
             }
         };
-        let wanted = serde_json::to_value(status).unwrap_or_default();
-        let left = serde_json::to_value(&written).unwrap_or_default();
-        if !left.get("status").is_some_and(|left| has_more(left, &wanted)) {
+        let whole = written.status().cloned().unwrap_or_default();
+        let (wanted, left) = (serde_json::to_value(status), serde_json::to_value(T::of(&whole)));
+        if !has_more(&left.unwrap_or_default(), &wanted.unwrap_or_default()) {
             return Ok(Some(version_of(&written)));
         }
-        // An apply leaves what others wrote, such as a backup tool that brings a status back.
+        // An apply leaves what others wrote, such as a backup tool that brings a status back. What
+        // another writer of ours has written since must not be lost.
         let operations = json!([
             {"op": "test", "path": "/metadata/uid", "value": object.meta().uid},
-            {"op": "replace", "path": "/status", "value": wanted},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": written.meta().resource_version},
+            {"op": "replace", "path": "/status", "value": status.clone().within(whole)},
         ]);
         let operations =
             serde_json::from_value(operations).map_err(|error| Error::timeout(format!("{what}: {error}")))?;
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let params = PatchParams { field_manager: Some(T::MANAGER.into()), ..PatchParams::default() };
         let patch = Patch::Json::<Value>(operations);
         match timed(&what, api.patch_status(&object.name_any(), &params, &patch)).await? {
             Ok(written) => Ok(Some(version_of(&written))),
             Err(error) if is_not_found(&error) => Ok(None),
+            // Somebody changed the object in between: the next look sees it.
+            Err(kube::Error::Api(status)) if status.code == 422 => Err(Error::timeout(what)),
             Err(error) => Err(Error::from_kube(what, &error)),
         }
     }
@@ -204,13 +212,16 @@ impl<T: Clone + PartialEq + Serialize> Statuses<T> {
     }
 }
 
-/// Whether a status has fields, or items of a list, beside those that are wanted.
+/// Whether a status has fields, or items of a list, beside those that are wanted. (Items stand in
+/// the order in which they were applied.)
 fn has_more(left: &Value, wanted: &Value) -> bool {
     match (left, wanted) {
         (Value::Object(left), Value::Object(wanted)) => {
             left.iter().any(|(field, left)| wanted.get(field).is_none_or(|wanted| has_more(left, wanted)))
         }
-        (Value::Array(left), Value::Array(wanted)) => left.len() > wanted.len(),
+        (Value::Array(left), Value::Array(wanted)) => {
+            left.len() > wanted.len() || left.iter().zip(wanted).any(|(left, wanted)| has_more(left, wanted))
+        }
         _ => false,
     }
 }

@@ -43,9 +43,13 @@ pub(super) fn name_of<K: Resource>(change: &Change<K>) -> String {
 pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>, counting: &Counting) {
     let name = name_of(change);
     let uid = |tenant: &Tenant| tenant.metadata.uid.clone().unwrap_or_default();
+    if let Some(usage) = &world.usage {
+        usage.tenant_changed(change);
+    }
     match &change.new {
         Some(new) => {
             world.statuses.tenants.saw(&**new);
+            world.statuses.metering.saw(&**new);
             tenant::note_place(new, world);
             if let Some(old) = change.old.as_ref().filter(|old| uid(old) != uid(new)) {
                 world.shared.placements().release(&uid(old));
@@ -56,6 +60,7 @@ pub(super) fn tenant_changed(world: &Arc<World>, change: &Change<Tenant>, counti
             if let Some(old) = &change.old {
                 world.shared.placements().release(&uid(old));
                 world.statuses.tenants.forget(&uid(old));
+                world.statuses.metering.forget(&uid(old));
             }
             world.shared.set_waiting(&name, false);
             let affected = world.shared.hosts().remove_claim(&name);
@@ -164,6 +169,9 @@ pub(super) fn application_changed(world: &Arc<World>, change: &Change<Applicatio
     }
     let name = name_of(change);
     world.queues.applications.push(&name);
+    if let Some(usage) = &world.usage {
+        usage.application_changed(world, &name);
+    }
     world.push_pools(|pool| pool.spec.application == name);
     for tenant in world.stores.tenants.state().iter().filter(|tenant| tenant.spec.application == name) {
         claim_hosts(world, tenant);

@@ -437,6 +437,12 @@ impl Connected {
         known.map_or(limits.is_empty(), |known| known == limits)
     }
 
+    /// A plan's limits as a database has them.
+    pub(super) fn limits(&self, database: &str, plan: &str) -> Vec<Limit> {
+        let databases = self.lock();
+        databases.get(database).and_then(|index| index.limits.get(plan)).cloned().unwrap_or_default()
+    }
+
     pub(super) fn set_limits(&self, database: &str, plan: &str, limits: Vec<Limit>) {
         self.lock().entry(database.to_owned()).or_default().limits.insert(plan.to_owned(), limits);
     }

@@ -109,6 +109,13 @@ impl Events {
         self.put(Line { regarding: reference(object), subject, turn: Turn::Say(note, Duration::ZERO) });
     }
 
+    /// Says something about one of several subjects of an object: it takes the place of what was
+    /// said about the same subject and nobody has heard yet, and of nothing else.
+    pub(super) fn say_of<K: Resource<DynamicType = ()>>(&self, object: &K, subject: &str, note: Note) {
+        let turn = Turn::Say(note, Duration::ZERO);
+        self.put(Line { regarding: reference(object), subject: subject.to_owned(), turn });
+    }
+
     /// Says what changed in an object's conditions, where somebody would want to hear of it.
     pub(super) fn transitions<K: Resource<DynamicType = ()>>(&self, object: &K, old: &[Condition], new: &[Condition]) {
         for (subject, turn) in transitions(old, new) {

@@ -58,7 +58,7 @@ pub(super) fn fits(plan: &Plan, application: &Application) -> bool {
 }
 
 /// Brings a plan's limits to one database, if they aren't there yet.
-pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -> Result<(), Failure> {
+pub(super) async fn ensure(world: &World, connected: &Connected, database: &str, plan: &Plan) -> Result<(), Failure> {
     let limits = limits_of(plan);
     let name = plan.name_any();
     // Of a Plan that is paused, the limits that a database's tenants have stay as they are, also
@@ -67,6 +67,9 @@ pub(super) async fn ensure(connected: &Connected, database: &str, plan: &Plan) -
     if !stays && !connected.has_limits(database, &name, &limits) {
         connected.server.set_plan_limits(database, &name, &limits).await?;
         connected.set_limits(database, &name, limits);
+        if let Some(usage) = &world.usage {
+            usage.limits_changed(connected, database, &name);
+        }
     }
     Ok(())
 }
@@ -86,7 +89,7 @@ async fn plan_changed_on(world: &World, connected: &Connected, plan: &Plan) -> R
     let mut outcomes = Vec::new();
     for database in connected.names() {
         if concerns(world, connected, &database, plan, &name) {
-            outcomes.push(async move { ensure(connected, &database, plan).await });
+            outcomes.push(async move { ensure(world, connected, &database, plan).await });
         }
     }
     // Each dedicated tenant has a database of its own: one after the other takes its time.

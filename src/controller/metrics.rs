@@ -38,6 +38,10 @@ use crate::{
 /// millisecond, a tenant's creation tens to hundreds, and a deadline ends it after a minute.
 const DURATIONS: [f64; 14] = [0.000_25, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
+/// Bounds of the time from a usage event to status, in seconds: two at rest, twelve where the
+/// tenant's status was just written, hours after an outage.
+const LAGS: [f64; 12] = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 600.0, 3_600.0];
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconciled {
     kind: String,
@@ -84,6 +88,10 @@ pub(super) struct Observation {
     pub(super) away: Vec<(String, bool)>,
     /// Tenants by tier and by their condition Ready.
     pub(super) tenants: BTreeMap<(String, String), usize>,
+    /// Each DatabaseServer, and whether what is counted there doesn't get into the ledger.
+    pub(super) undelivered: Vec<(String, bool)>,
+    /// By how much reconciliations differed from what was counted, by Application and meter.
+    pub(super) drifts: BTreeMap<(String, String), u64>,
 }
 
 /// No Tenants, of each tier, by condition Ready: where all are down, there is a 0 to see.
@@ -104,6 +112,8 @@ pub(super) struct Metrics {
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
     events: Outcomes,
+    usage_writes: Counter,
+    usage_lag: Histogram,
     metering: Counts,
 }
 
@@ -145,9 +155,30 @@ impl Metrics {
         );
         let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
+        let usage_writes = Counter::default();
+        ours.register("usage_status_writes", "Writes of usage into Tenants' status", usage_writes.clone());
+        let usage_lag = Histogram::new(LAGS);
+        ours.register(
+            "usage_projection_seconds",
+            "Time from a usage event to the Tenant's status that tells of it",
+            usage_lag.clone(),
+        );
         let metering = Counts::default();
         metering.register(ours);
-        Self { registry, observed, reconciled, running, durations, retries, ended_sessions, repaired, events, metering }
+        Self {
+            registry,
+            observed,
+            reconciled,
+            running,
+            durations,
+            retries,
+            ended_sessions,
+            repaired,
+            events,
+            usage_writes,
+            usage_lag,
+            metering,
+        }
     }
 
     /// Counts a reconcile as under way, until what this returns is dropped.
@@ -186,6 +217,12 @@ impl Metrics {
 
     pub(super) fn repaired(&self, server: &str, count: usize) {
         self.repaired.get_or_create(&OfServer { server: server.to_owned() }).inc_by(count as u64);
+    }
+
+    /// Counts a write of usage, which came so long after the event that it is the first to tell of.
+    pub(super) fn usage_written(&self, lag: Option<Duration>) {
+        self.usage_writes.inc();
+        lag.inspect(|lag| self.usage_lag.observe(lag.as_secs_f64()));
     }
 
     /// Where Events are counted by what became of them.
@@ -306,6 +343,20 @@ impl Collector for Observed {
             "database_reconciles_running",
             "Reconciles of Tenants and Pools that are at work on a server",
             now.servers.iter().map(|(name, _, running)| (of_server(name), *running as f64)),
+        )?;
+        gauges(
+            &mut encoder,
+            "usage_undelivered",
+            "1 while usage that is counted on a DatabaseServer doesn't get into the ledger",
+            now.undelivered.iter().map(|(name, is_so)| (of_server(name), f64::from(u8::from(*is_so)))),
+        )?;
+        gauges(
+            &mut encoder,
+            "usage_drift",
+            "By how much Applications' own counts differed from what was counted, when Tenants compared them last",
+            now.drifts.iter().map(|((application, meter), drift)| {
+                ([("application", application.clone()), ("meter", meter.clone())], *drift as f64)
+            }),
         )
     }
 }
@@ -385,6 +436,8 @@ mod tests {
             servers: vec![("main".into(), Statistics { statements: 7, ..Statistics::default() }, 0)],
             away: vec![("other".into(), true)],
             tenants: [(("pooled".to_owned(), "True".to_owned()), 3)].into(),
+            undelivered: vec![("main".into(), false)],
+            drifts: [(("crm".to_owned(), "users".to_owned()), 7)].into(),
             ..Observation::default()
         };
         let text = metrics.text(observation);

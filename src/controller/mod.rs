@@ -37,6 +37,7 @@ mod state;
 mod streams;
 mod tenant;
 mod unsent;
+mod usage;
 mod workload;
 mod world;
 
@@ -70,6 +71,7 @@ use self::{
     queue::{Backlog, Queue, Work},
     rollout::Rollouts,
     streams::Writers,
+    usage::UsageWork,
     workload::Looks,
     world::{AllStatuses, Facts, Queues, Shared, Stores, World},
 };
@@ -152,6 +154,8 @@ impl Operator {
                 .collect(),
             away,
             tenants,
+            undelivered: world.usage.as_ref().filter(|_| knows).map(|it| it.undelivered(world)).unwrap_or_default(),
+            drifts: world.usage.as_ref().filter(|_| knows).map(UsageWork::drifts).unwrap_or_default(),
         })
     }
 
@@ -254,6 +258,7 @@ pub async fn start(
         looks: Looks::default(),
         backoff: Backoff::default(),
         metrics,
+        usage: ledger.map(UsageWork::new),
         watches,
         events,
         definitions: Arc::default(),
@@ -359,7 +364,7 @@ async fn work(world: &Arc<World>, writers: Writers, requests: Requests) {
         )
     };
     tokio::select! {
-        _ = async { tokio::join!(servers, rest) } => {}
+        _ = async { tokio::join!(servers, rest, Box::pin(usage::run(world))) } => {}
         () = tidy(world) => {}
     }
 }

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use kube::{core::object::HasStatus, runtime::reflector::Lookup};
-use serde::Serialize;
 use tracing::warn;
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
     world::World,
 };
 use crate::{
-    api::{ConditionType, HasConditions, merge_conditions},
+    api::{ConditionType, HasConditions, StatusPart, merge_conditions},
     cluster::{GroupResource, Statuses},
 };
 
@@ -41,10 +40,10 @@ pub(super) fn failure(deadline: Duration) -> Failure {
 pub(super) async fn say<K>(object: &K, world: &World, statuses: &Statuses<K::Status>, failure: &Failure)
 where
     K: GroupResource + Lookup<DynamicType = ()> + HasStatus,
-    K::Status: HasConditions + Clone + Default + PartialEq + Serialize,
+    K::Status: HasConditions + Default + StatusPart<Whole = K::Status>,
 {
     let change = |live: &K| {
-        let mut status = live.status().cloned().unwrap_or_default();
+        let mut status = live.status().map(K::Status::of).unwrap_or_default();
         let old = std::mem::take(status.conditions_mut());
         let mut new = merge_conditions(&old, &Concerns::not_ready(failure), live.meta().generation, now());
         let is_of_whole = |kind: &str| OF_THE_WHOLE.iter().any(|whole| whole.as_str() == kind);

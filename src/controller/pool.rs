@@ -178,7 +178,7 @@ async fn prepare(pool: &Pool, application: &Application, world: &World) -> Resul
     // The server may have been away while a plan changed.
     for plan in connected.plans_in(&database) {
         if let Some(plan) = world.plan(&plan).filter(|plan| limits::fits(plan, application)) {
-            limits::ensure(&connected, &database, &plan).await?;
+            limits::ensure(world, &connected, &database, &plan).await?;
         }
     }
     server_is_up(world, &pool.spec.server)

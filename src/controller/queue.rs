@@ -17,7 +17,6 @@ use kube::{
         reflector::{Lookup, ObjectRef, Store},
     },
 };
-use serde::Serialize;
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, debug, error, field, info_span, warn};
 
@@ -27,7 +26,7 @@ use super::{
     world::World,
 };
 use crate::{
-    api::HasConditions,
+    api::{HasConditions, StatusPart},
     cluster::{GroupResource, Statuses},
 };
 
@@ -123,7 +122,7 @@ pub(super) struct Work<K: Lookup<DynamicType = ()> + HasStatus + 'static, F> {
 pub(super) async fn work<K, F, Fut>(world: Arc<World>, work: Work<K, F>)
 where
     K: GroupResource + Lookup<DynamicType = ()> + HasStatus + Send + Sync + 'static,
-    K::Status: HasConditions + Clone + Default + PartialEq + Serialize + Send + Sync + 'static,
+    K::Status: HasConditions + Default + StatusPart<Whole = K::Status> + Send + Sync + 'static,
     ObjectRef<K>: Hash + Eq,
     F: Fn(Arc<K>, Arc<World>) -> Fut + Copy + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
@@ -174,7 +173,7 @@ async fn once<K, F, Fut>(
 ) -> Action
 where
     K: GroupResource + Lookup<DynamicType = ()> + HasStatus,
-    K::Status: HasConditions + Clone + Default + PartialEq + Serialize,
+    K::Status: HasConditions + Default + StatusPart<Whole = K::Status>,
     F: Fn(Arc<K>, Arc<World>) -> Fut,
     Fut: Future<Output = Outcome>,
 {

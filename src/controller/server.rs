@@ -104,6 +104,10 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
             concerns.notes(Verdict::no(ConditionType::RelayReady, failure.reason, failure.message.clone()));
         }
     }
+    // Tenants run whether or not their usage gets anywhere: it says nothing about Ready.
+    world.usage.as_ref().and_then(|usage| usage.delivered(world, &name)).into_iter().for_each(|it| {
+        concerns.notes(it);
+    });
     let verdicts = concerns.verdicts("the server answers, and its records are known");
     let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts).await?;
     match concerns.blocked() {
@@ -255,6 +259,9 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     go_on(&loading.done, databases, connected.server.connections().div_ceil(2)).await?;
     world.databases.insert(&name, Arc::clone(&connected));
     maintenance::start(world, &name, &connected);
+    if let Some(usage) = &world.usage {
+        usage.server_connected(world, &name);
+    }
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
     // Pools see to their tenants' databases.

@@ -100,6 +100,12 @@ pub struct OperatorArgs {
     /// How often it is looked for data of deleted tenants that is due to be dropped
     #[arg(long, env = "TENANTRY_RETENTION_INTERVAL", default_value = "5m", value_parser = duration)]
     pub retention_interval: Duration,
+    /// How often the usage in a Tenant's status is written at most, unless a limit is crossed or a period is closed
+    #[arg(long, env = "TENANTRY_USAGE_INTERVAL", default_value = "10s", value_parser = duration)]
+    pub usage_interval: Duration,
+    /// From how many percent on an application's own count may differ from what was counted until its Tenant says so (UsageReconciled); up to 5 are never said
+    #[arg(long, env = "TENANTRY_USAGE_DRIFT_PERCENT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub usage_drift_percent: u8,
     /// How often each server's health is checked
     #[arg(long, env = "TENANTRY_HEALTH_INTERVAL", default_value = "30s", value_parser = duration)]
     pub health_interval: Duration,

@@ -31,12 +31,13 @@ use super::{
     rollout::Rollouts,
     settings::OperatorArgs,
     state::ChildState,
+    usage::UsageWork,
     workload::Looks,
 };
 use crate::{
     api::{
         Application, ApplicationStatus, DatabaseServer, DatabaseServerStatus, Plan, PlanStatus, Pool, PoolStatus,
-        Tenant, TenantStatus,
+        Tenant, TenantMetering, TenantStatus,
     },
     cluster::{Cluster, Statuses, Watches},
     desired::{self, Catalog, hosts::HostIndex, naming},
@@ -73,6 +74,8 @@ pub(super) struct World {
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,
     pub(super) events: Events,
+    /// From the ledger into status; nothing where there is no ledger.
+    pub(super) usage: Option<UsageWork>,
     /// The term in which everything is written.
     pub(super) term: Term,
     /// Whether the operator was asked to end.
@@ -120,6 +123,8 @@ impl Queues {
 #[derive(Default)]
 pub(super) struct AllStatuses {
     pub(super) tenants: Statuses<TenantStatus>,
+    /// What Tenants' statuses say of usage.
+    pub(super) metering: Statuses<TenantMetering>,
     pub(super) plans: Statuses<PlanStatus>,
     pub(super) applications: Statuses<ApplicationStatus>,
     pub(super) servers: Statuses<DatabaseServerStatus>,

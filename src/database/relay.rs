@@ -216,6 +216,45 @@ impl Server {
         Ok(rows.last().and_then(|row| row.get(0)?.parse().ok()).unwrap_or(0))
     }
 
+    /// Lets the relay send once more what was acknowledged since a moment: the ledger was restored
+    /// to an earlier time. At most `page` events at a time, so that nobody waits for long. Returns
+    /// how many. What the ledger has already is a duplicate there, so that this may be done again.
+    ///
+    /// How often each was leased stays as it is: what somebody may have is never folded.
+    pub async fn resend(&self, database: &str, since: Timestamp, page: u32) -> Result<u64> {
+        let doing = "can't have usage events sent once more";
+        let mut connection = self.connect(database).await?;
+        let rows = connection.query(doing, "SELECT clock_timestamp()", &[]).await?;
+        let row = rows.first().ok_or_else(|| Error::transient("the database has just gone"))?;
+        // What the relay acknowledges meanwhile was sent after the restore.
+        let until: Timestamp = row.get(0);
+        let mut script = Script::new();
+        script.add(format!("SET LOCAL ROLE {OWNER}")).add(format!(
+            "WITH some AS MATERIALIZED (
+                 SELECT o.acked_at, o.event_id FROM tenantry.outbox o
+                  WHERE o.acked_at >= {since} AND o.acked_at < {until} LIMIT {page} FOR UPDATE SKIP LOCKED
+             ), again AS (
+                 UPDATE tenantry.outbox o SET acked_at = NULL, lease_until = NULL
+                   FROM some
+                  WHERE o.acked_at >= {since} AND o.acked_at < {until}
+                    AND o.acked_at = some.acked_at AND o.event_id = some.event_id
+                 RETURNING 1
+             )
+             SELECT count(*) FROM again",
+            since = literal(&since.to_string()),
+            until = literal(&until.to_string()),
+        ));
+        let mut sum = 0;
+        loop {
+            let rows = connection.run(doing, &script).await?;
+            let count: u64 = rows.last().and_then(|row| row.get(0)?.parse().ok()).unwrap_or(0);
+            if count == 0 {
+                return Ok(sum);
+            }
+            sum += count;
+        }
+    }
+
     /// Corrects what a tenant counted, for a person. Returns the new value.
     ///
     /// # Errors

@@ -9,3 +9,4 @@ pub mod judge;
 pub mod known;
 pub mod ledger;
 pub mod store;
+pub mod usage;

@@ -297,6 +297,38 @@ async fn a_correction_changes_what_the_limit_sees_and_says_who() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_since_a_moment_is_sent_once_more_and_never_folded() {
+    let (ground, _guest, client, outbox) = ground().await;
+    let send = async |count: usize| -> Vec<Uuid> {
+        let leased = outbox.lease(100, LEASE).await.expect("leased");
+        assert_eq!(leased.len(), count);
+        settle(&outbox, &all(&leased, &Settlement::Acknowledged)).await;
+        let mut ids: Vec<_> = leased.iter().map(|event| event.id).collect();
+        ids.sort_unstable();
+        ids
+    };
+    for _ in 0..3 {
+        count(&client, "users", 1).await;
+    }
+    send(3).await;
+    let superuser = ground.superuser().await;
+    let backup: Timestamp = superuser.query_one("SELECT clock_timestamp()", &[]).await.expect("a time").get(0);
+    for _ in 0..5 {
+        count(&client, "users", 1).await;
+    }
+    let lost = send(5).await;
+    // In pages that don't divide it evenly.
+    assert_eq!(ground.server.resend(&ground.database, backup, 2).await.expect("again"), 5);
+    assert_eq!(ground.server.resend(&ground.database, backup, 2).await.expect("again"), 0, "they wait already");
+    // The ledger may have them: under other ids they would count twice.
+    assert_eq!(ground.server.fold_outbox(&ground.database, 1).await.expect("folded"), []);
+    assert_eq!(send(5).await, lost, "the same events");
+    assert_eq!(ground.server.resend(&ground.database, backup, 100).await.expect("again"), 5, "as often as need be");
+    let moment = Timestamp::now() + std::time::Duration::from_secs(3_600);
+    assert_eq!(ground.server.resend(&ground.database, moment, 100).await.expect("none"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restored_database_begins_a_new_epoch_with_what_it_has() {
     let (ground, guest, client, outbox) = ground().await;
     count(&client, "users", 7).await;

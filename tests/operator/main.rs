@@ -54,4 +54,5 @@ mod steps;
 mod templates;
 mod tenants;
 mod troubles;
+mod usage;
 mod verbs;

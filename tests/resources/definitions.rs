@@ -41,15 +41,23 @@ async fn columns_and_short_names() {
     let spec = example("tenants.yaml", "acme")["spec"].clone();
     let status = json!({
         "tier": "pooled", "pool": "crm-1", "url": "https://shown.crm.example.com",
+        "usage": {
+            "asOf": "2026-11-05T00:00:00Z",
+            "period": {"start": "2026-11-01T00:00:00Z", "end": "2026-12-01T00:00:00Z"},
+            "meters": [
+                {"name": "accounts", "current": 7, "display": "7", "complete": true},
+                {"name": "users", "current": 42, "limit": 50, "display": "42/50", "complete": true},
+            ],
+        },
         "conditions": [condition("Ready", "True", "Ready")],
     });
     put("Tenant", "shown", spec, status).await;
     let (header, row) = table(&["get", "tn", "shown"]);
-    assert_eq!(header, ["NAME", "PLAN", "TIER", "READY", "AGE"]);
-    assert_eq!(row[..4], ["shown", "smb", "pooled", "True"]);
+    assert_eq!(header, ["NAME", "PLAN", "TIER", "READY", "USERS", "AGE"]);
+    assert_eq!(row[..5], ["shown", "smb", "pooled", "True", "42/50"]);
     let (header, row) = table(&["get", "tn", "shown", "-o", "wide"]);
-    assert_eq!(header, ["NAME", "PLAN", "TIER", "READY", "REASON", "POOL", "URL", "AGE"]);
-    assert_eq!(row[4..7], ["Ready", "crm-1", "https://shown.crm.example.com"]);
+    assert_eq!(header, ["NAME", "PLAN", "TIER", "READY", "USERS", "REASON", "POOL", "URL", "AGE"]);
+    assert_eq!(row[5..8], ["Ready", "crm-1", "https://shown.crm.example.com"]);
     remove("Tenant", "shown").await;
 
     let status = json!({"tenants": 0, "capacity": 500, "conditions": [condition("Ready", "False", "Waiting")]});

@@ -43,7 +43,7 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
     // Limits first: a tenant must not be unlimited for a moment.
     // Those with a fault are in effect nowhere, and what the tenant has stays.
     if limits::fits(case.plan, case.application) {
-        limits::ensure(&connected, &place.database, case.plan).await?;
+        limits::ensure(case.world, &connected, &place.database, case.plan).await?;
     }
     let settings = settings(case, &connected, record.as_deref());
     let Some(record) = record else {

@@ -1,0 +1,331 @@
+//! Reads what has changed in the ledger, and writes what of it concerns a Tenant's status.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use jiff::Timestamp;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tracing::{debug, info, warn};
+
+use super::{
+    CHUNK, Drift, PATIENCE, PAUSE, UsageWork, hash, lock,
+    registrar::{Metered, metered},
+    status::{self, Crossing},
+};
+use crate::{
+    api::{Tenant, TenantMetering},
+    billing::Periods,
+    controller::{events::Note, limits::meters_of, world::World},
+    database::{MeterKind, MeterSource, Policy as DatabasePolicy},
+    metering::{
+        ledger::MeterState,
+        usage::{Delivery, Finding, Limit, MeterTerms, Policy, Terms, Usage, project},
+    },
+};
+
+/// How long a question for changes waits for one.
+const LISTEN: Duration = Duration::from_secs(30);
+
+/// How often every tenant is looked at, whatever was heard of it.
+const ROUND: Duration = Duration::from_secs(300);
+
+/// How many statuses are written at a time.
+const AT_A_TIME: usize = 16;
+
+/// The time from one write to the next, where many wait: 100 a second.
+const PACE: Duration = Duration::from_millis(10);
+
+/// How long after a write that failed it is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is to be written of one tenant.
+pub(super) struct Write {
+    uid: Option<String>,
+    metering: TenantMetering,
+    crossings: Vec<Crossing>,
+    /// When the last event happened that this is the first to tell of.
+    news_of: Option<Timestamp>,
+}
+
+/// Hears which tenants' usage has changed.
+pub(super) async fn listen(world: &World, work: &UsageWork) {
+    let mut cursor = None;
+    loop {
+        let is_first = cursor.is_none();
+        let changed = work.ledger.changed(&mut cursor, LISTEN);
+        let Some(ids) = work.ask("hear of changes", LISTEN + PATIENCE, changed).await else {
+            // What happened meanwhile isn't known.
+            cursor = None;
+            sleep(PAUSE).await;
+            continue;
+        };
+        if is_first {
+            // These are all that it knows: some of them went while nobody watched.
+            let tenants = world.stores.tenants.state();
+            let here: HashSet<_> = tenants
+                .iter()
+                .filter_map(|tenant| tenant.status.as_ref().and_then(|status| status.id.as_ref()))
+                .collect();
+            ids.iter().filter(|id| !here.contains(id)).for_each(|id| work.registry.left(id));
+        }
+        push(work, &ids);
+        debug!(tenants = ids.len(), known = world.stores.tenants.len(), "usage changed");
+    }
+}
+
+/// Has the tenants with these ids looked at.
+pub(super) fn push(work: &UsageWork, ids: &[String]) {
+    // Who isn't known yet is looked at when the ledger was told of it.
+    ids.iter().filter_map(|id| work.registry.name_of(id)).for_each(|name| work.board.push(&name));
+}
+
+/// Has every tenant looked at, now and every few minutes; and tells all of them when the ledger
+/// is away for long.
+pub(super) async fn look_at_all(world: &World, work: &UsageWork) {
+    let mut round = interval(ROUND);
+    round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = interval(PATIENCE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = false;
+    loop {
+        tokio::select! {
+            _ = round.tick() => {
+                world.stores.tenants.state().iter().for_each(|tenant| work.board.push(&tenant.name_any()));
+            }
+            _ = look.tick() => {
+                let away = work.away_long(Timestamp::now());
+                if let Some(since) = away.filter(|_| !said) {
+                    warn!(%since, "the ledger is away for long: Tenants say so");
+                    say_away(world, work, since);
+                } else if away.is_none() && said {
+                    round.reset_immediately();
+                }
+                if said != away.is_some() {
+                    said = away.is_some();
+                    world.stores.servers.state().iter().for_each(|server| world.queues.servers.push(&server.name_any()));
+                }
+            }
+        }
+    }
+}
+
+fn say_away(world: &World, work: &UsageWork, since: Timestamp) {
+    let delivery = Delivery { ledger_away: Some(since), ..Delivery::default() };
+    let Some(finding) = crate::metering::usage::degraded(&delivery) else { return };
+    for tenant in world.stores.tenants.state() {
+        let Some(metered) = metered(world, &tenant.name_any()).filter(|it| is_written(&it.tenant)) else { continue };
+        plan_away(world, work, &metered, &finding);
+    }
+}
+
+fn plan_away(world: &World, work: &UsageWork, metered: &Metered, finding: &Finding) {
+    let tenant = &metered.tenant;
+    let old = current(world, tenant);
+    let new = status::away(&old, finding, Timestamp::now());
+    if new != old {
+        let write = Write { uid: tenant.metadata.uid.clone(), metering: new, crossings: Vec::new(), news_of: None };
+        work.board.plan(&tenant.name_any(), write, false);
+    }
+}
+
+/// Whether a Tenant's status is written: not of one that is paused, or being deleted.
+fn is_written(tenant: &Tenant) -> bool {
+    tenant.metadata.deletion_timestamp.is_none() && !crate::controller::is_paused(tenant)
+}
+
+fn current(world: &World, tenant: &Tenant) -> TenantMetering {
+    world.statuses.metering.current(tenant, tenant.status.as_ref()).unwrap_or_default()
+}
+
+/// Reads the usage of whoever is to be looked at, and plans what is to be written.
+pub(super) async fn read(world: &World, work: &UsageWork) {
+    loop {
+        let names = work.board.to_read(CHUNK).await;
+        let found: Vec<_> =
+            names.iter().filter_map(|name| metered(world, name)).filter(|it| is_written(&it.tenant)).collect();
+        if found.is_empty() {
+            continue;
+        }
+        let ids: Vec<_> = found.iter().map(|metered| metered.place.id.to_string()).collect();
+        let Some(states) = work.ask("read usage", PATIENCE, work.ledger.usage(&ids)).await else {
+            names.iter().for_each(|name| work.board.push(name));
+            sleep(PAUSE).await;
+            continue;
+        };
+        let mut by_tenant: HashMap<String, Vec<MeterState>> = HashMap::new();
+        for state in states {
+            by_tenant.entry(state.tenant.clone()).or_default().push(state);
+        }
+        for (metered, id) in found.iter().zip(&ids) {
+            look_at(world, work, metered, by_tenant.get(id).map(Vec::as_slice).unwrap_or_default());
+        }
+    }
+}
+
+fn look_at(world: &World, work: &UsageWork, metered: &Metered, states: &[MeterState]) {
+    let (name, now) = (metered.tenant.name_any(), Timestamp::now());
+    let Some((usage, drifts)) = projected(world, work, metered, states, now) else { return };
+    {
+        let mut all = lock(&work.drifts);
+        if drifts.is_empty() {
+            all.remove(&name)
+        } else {
+            all.insert(name.clone(), drifts)
+        };
+    }
+    let until = usage.next.duration_since(now).unsigned_abs().min(ROUND);
+    work.board.push_at(&name, Instant::now() + until);
+    let old = current(world, &metered.tenant);
+    let new = status::metering(&old, &usage, now);
+    if status::is_same(&old, &new) {
+        work.board.unplan(&name);
+        return;
+    }
+    let is_urgent = status::is_urgent(&old, &new);
+    if !is_urgent && let Some(wait) = work.board.wait(&name, world.args.usage_interval, Instant::now()) {
+        // Not all of those that changed together are written together.
+        work.board.push_at(&name, Instant::now() + wait + spread(world.args.usage_interval));
+        return;
+    }
+    let counted = |metering: &TenantMetering| -> Vec<i64> {
+        metering.usage.iter().flat_map(|usage| usage.meters.iter().map(|meter| meter.current)).collect()
+    };
+    let news_of = states.iter().filter_map(|state| state.occurred_at).max();
+    let said_until = old.usage.as_ref().map(|usage| usage.as_of.0);
+    let write = Write {
+        uid: metered.tenant.metadata.uid.clone(),
+        crossings: status::crossings(&old, &new),
+        news_of: news_of.filter(|at| counted(&old) != counted(&new) && said_until.is_some_and(|until| *at > until)),
+        metering: new,
+    };
+    work.board.plan(&name, write, is_urgent);
+}
+
+/// Up to a fifth of a time, by chance.
+fn spread(time: Duration) -> Duration {
+    time.mul_f64(rand::random::<f64>() / 5.0)
+}
+
+/// What a tenant uses; nothing where its Application or its zone isn't known.
+fn projected(
+    world: &World,
+    work: &UsageWork,
+    metered: &Metered,
+    states: &[MeterState],
+    now: Timestamp,
+) -> Option<(Usage, Vec<Drift>)> {
+    let Metered { place, record, connected, .. } = metered;
+    let application = world.application(&record.application)?;
+    let periods = Periods::new(record.settings.period_anchor, &record.settings.time_zone).ok()?;
+    // As they are in effect in the tenant's database.
+    let limits = connected.limits(&place.database, &record.settings.plan);
+    let limit = |meter: &str| {
+        let limit = limits.iter().find(|limit| limit.meter == meter)?;
+        let policy = match limit.policy {
+            DatabasePolicy::Hard => Policy::Hard,
+            DatabasePolicy::Soft => Policy::Soft,
+            DatabasePolicy::Grace { days, percent } => Policy::Grace {
+                days: i32::try_from(days).unwrap_or(i32::MAX),
+                percent: i32::try_from(percent).unwrap_or(i32::MAX),
+            },
+        };
+        Some(Limit { max: i64::try_from(limit.max).unwrap_or(i64::MAX), policy })
+    };
+    let meters: Vec<_> = meters_of(&application)
+        .into_iter()
+        .map(|meter| MeterTerms {
+            is_total: meter.kind == MeterKind::Total,
+            from_api: meter.source == MeterSource::Api,
+            limit: limit(&meter.name),
+            name: meter.name,
+        })
+        .collect();
+    let delivery = work.outboxes.delivery(place, work.away_long(now));
+    let terms = Terms {
+        periods: &periods,
+        meters: &meters,
+        delivery: &delivery,
+        drift_percent: world.args.usage_drift_percent,
+    };
+    let usage = project(states, &terms, now);
+    let drift = |state: &MeterState| {
+        let (drift, _) = state.drift.filter(|(drift, _)| *drift != 0)?;
+        Some(Drift { application: record.application.clone(), meter: state.meter.clone(), by: drift.unsigned_abs() })
+    };
+    Some((usage, states.iter().filter_map(drift).collect()))
+}
+
+/// Writes what is planned, what is urgent first, at a bounded rate.
+pub(super) async fn write(world: &Arc<World>, work: &UsageWork) {
+    let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(()) = running.next(), if !running.is_empty() => {}
+            (name, write) = work.board.to_write(), if running.len() < AT_A_TIME => {
+                pace.tick().await;
+                running.push(write_one(world, work, name, write));
+            }
+        }
+    }
+}
+
+async fn write_one(world: &World, work: &UsageWork, name: String, write: Write) {
+    let Some(tenant) = world.stores.tenants.get(&ObjectRef::<Tenant>::new(&name)) else { return };
+    if tenant.metadata.uid != write.uid || !is_written(&tenant) {
+        return;
+    }
+    let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
+    let statuses = &world.statuses.metering;
+    // Before it is sent: the watch may be faster than the answer.
+    lock(&work.written).insert(uid.to_owned(), hash(&write.metering));
+    let written = statuses.write(world.cluster.client(), &*tenant, tenant.status.as_ref(), &write.metering).await;
+    statuses.settle(uid);
+    match written {
+        Ok(true) => {
+            work.board.wrote(&name, Instant::now());
+            let lag = write.news_of.map(|at| Timestamp::now().duration_since(at).unsigned_abs());
+            world.metrics.usage_written(lag);
+            write.crossings.iter().for_each(|crossing| say(world, &tenant, crossing));
+        }
+        Ok(false) => {}
+        Err(error) => {
+            warn!(tenant = name, %error, "usage can't be written into the status; it is tried again");
+            work.board.push_at(&name, Instant::now() + AGAIN + spread(AGAIN));
+        }
+    }
+}
+
+fn say(world: &World, tenant: &Tenant, crossing: &Crossing) {
+    let Crossing { meter, current, limit, is_reached } = crossing;
+    let (reason, text) = match is_reached {
+        true => ("LimitReached", format!("{meter}: {current} of {limit} in use: the limit is reached")),
+        false => ("LimitNear", format!("{meter}: {current} of {limit} in use: more than 80 % of the limit")),
+    };
+    // Each meter is a subject of its own: none takes another one's place.
+    world.events.say_of(tenant, &format!("{reason}/{meter}"), Note::warning(reason, "CountUsage", text));
+}
+
+/// Takes away what an operator with a ledger left in status: nobody would keep it true.
+pub(super) async fn clear(world: &World) {
+    let mut pace = interval(PACE);
+    for tenant in world.stores.tenants.state() {
+        let nothing = TenantMetering::default();
+        if !is_written(&tenant) || current(world, &tenant) == nothing {
+            continue;
+        }
+        pace.tick().await;
+        let statuses = &world.statuses.metering;
+        match statuses.write(world.cluster.client(), &*tenant, tenant.status.as_ref(), &nothing).await {
+            Ok(_) => info!(tenant = tenant.name_any(), "without a ledger there is no usage: taken out of the status"),
+            Err(error) => warn!(tenant = tenant.name_any(), %error, "old usage can't be taken out of the status"),
+        }
+        statuses.settle(tenant.metadata.uid.as_deref().unwrap_or_default());
+    }
+}
