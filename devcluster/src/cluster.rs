@@ -251,7 +251,7 @@ impl Devcluster {
     ) -> Result<String, Error> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client().await?, namespace);
         let spec = TokenRequestSpec {
-            audiences: audience.map(str::to_owned).into_iter().collect(),
+            audiences: audience.map(|audience| vec![audience.to_owned()]),
             expiration_seconds: Some(TOKEN_LIFE),
             ..TokenRequestSpec::default()
         };

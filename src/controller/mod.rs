@@ -250,7 +250,7 @@ pub async fn start(
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
-        ledger,
+        ledger: ledger.clone(),
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),
