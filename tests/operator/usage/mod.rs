@@ -120,7 +120,8 @@ async fn a_plans_new_limit_is_in_status_at_once() {
     let relay = Relay::of(metered, &tenant).await;
     relay.says(jiff::Timestamp::now(), "users", 1, 6, 6).await;
     shows(&client, "moved", "users", "6/10").await;
-    plan(&client, "moved", json!({"limits": {"users": {"max": 4, "policy": "Soft"}}, "price": null})).await;
+    let limits = json!({"users": {"max": 4, "policy": "Soft"}, "accounts": null, "opportunities": null});
+    plan(&client, "moved", json!({"limits": limits})).await;
     let tenant = shows(&client, "moved", "users", "6/4").await;
     assert_eq!(says(&tenant, "WithinLimits").as_deref(), Some("False OverSoftLimit"));
 }
