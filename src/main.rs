@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
-use tenantry::{agent, cli, controller, crds, relay, web::{Api, ApiSettings, Web}};
+use tenantry::{
+    agent, cli, controller, crds, relay,
+    web::{Api, ApiSettings, Web},
+};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},

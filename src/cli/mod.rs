@@ -9,6 +9,7 @@ mod client;
 mod correct;
 mod deadletters;
 mod ledger;
+mod resync;
 mod retained;
 mod servers;
 mod status;
@@ -121,9 +122,9 @@ pub fn run(command: Command) -> ExitCode {
                 Command::Deadletters(deadletters::Command::Redrive(verb)) => {
                     print(verb.output, &deadletters::redrive(&verb.args, &verb.client).await?)
                 }
-                Command::Ledger(ledger::LedgerCommand::Migrate(args)) => ledger::migrate(&args).await,
+                Command::Ledger(ledger::LedgerCommand::Migrate(args)) => ledger::run(&args).await,
                 Command::Ledger(ledger::LedgerCommand::Resync(verb)) => {
-                    print(verb.output, &ledger::resync(&verb.args, &verb.client).await?)
+                    print(verb.output, &resync::resync(&verb.args, &verb.client).await?)
                 }
             }
         })

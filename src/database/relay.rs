@@ -230,14 +230,14 @@ impl Server {
         let until: Timestamp = row.get(0);
         let mut script = Script::new();
         script.add(format!("SET LOCAL ROLE {OWNER}")).add(format!(
-            "WITH some AS MATERIALIZED (
+            "WITH page AS MATERIALIZED (
                  SELECT o.acked_at, o.event_id FROM tenantry.outbox o
                   WHERE o.acked_at >= {since} AND o.acked_at < {until} LIMIT {page} FOR UPDATE SKIP LOCKED
              ), again AS (
                  UPDATE tenantry.outbox o SET acked_at = NULL, lease_until = NULL
-                   FROM some
+                   FROM page
                   WHERE o.acked_at >= {since} AND o.acked_at < {until}
-                    AND o.acked_at = some.acked_at AND o.event_id = some.event_id
+                    AND o.acked_at = page.acked_at AND o.event_id = page.event_id
                  RETURNING 1
              )
              SELECT count(*) FROM again",

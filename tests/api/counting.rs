@@ -15,12 +15,12 @@ async fn a_duplicate_is_one_on_the_other_side_of_midnight_too() {
     let midnight = ago(0).to_zoned(TimeZone::UTC).start_of_day().expect("a day").timestamp();
     let last = midnight - SignedDuration::from_micros(1);
     let event = with(plain("late", 1), "/time", json!(last.to_string()));
-    ground.batch(&token, &[event.clone()]).await.took(200, 1, 0, 0);
+    ground.batch(&token, std::slice::from_ref(&event)).await.took(200, 1, 0, 0);
     let seoul = last.to_zoned(TimeZone::get("Asia/Seoul").expect("a zone")).strftime("%Y-%m-%dT%H:%M:%S.%6f%:z");
     ground.batch(&token, &[with(event.clone(), "/time", json!(seoul.to_string())), event]).await.took(200, 0, 2, 0);
     // The same id with another day's time is another event.
     let other = with(plain("late", 1), "/time", json!(midnight.to_string()));
-    ground.batch(&token, &[other.clone()]).await.took(200, 1, 0, 0);
+    ground.batch(&token, std::slice::from_ref(&other)).await.took(200, 1, 0, 0);
     ground.batch(&token, &[other]).await.took(200, 0, 1, 0);
     assert_eq!(ground.state(&tenant, "exports").await.expect("counted").value, 2);
 }
@@ -31,7 +31,7 @@ async fn the_same_id_with_other_content_is_put_aside() {
     let namespace = "tenant-conflict";
     let (token, tenant) = (workload(namespace).await, ground.tenant(&["main"], Some(namespace)).await);
     let event = plain("one", 1);
-    ground.batch(&token, &[event.clone()]).await.took(200, 1, 0, 0);
+    ground.batch(&token, std::slice::from_ref(&event)).await.took(200, 1, 0, 0);
     let other = with(event.clone(), "/data/delta", json!(5));
     ground.batch(&token, &[other.clone(), plain("two", 1), event]).await.took(200, 1, 1, 1);
     ground.post(Some(&token), super::ground::ONE, &[], &other.to_string()).await.took(200, 0, 0, 1);

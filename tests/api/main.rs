@@ -4,6 +4,7 @@
 mod counting;
 mod document;
 mod ground;
+mod migrating;
 mod modes;
 mod outages;
 mod pressure;

@@ -62,7 +62,7 @@ async fn a_relay_sends_for_its_own_server_alone_also_for_who_moved_or_is_gone() 
     moved.await.expect("its events are taken");
     ground.batch(&old, &[counted("old", &tenant, 3, 1, 3)]).await.took(200, 1, 0, 0);
     // It is gone: what is left of it comes all the same.
-    ground.ledger.depart(&[tenant.clone()]).await.expect("gone");
+    ground.ledger.depart(std::slice::from_ref(&tenant)).await.expect("gone");
     ground.batch(&new, &[counted("new", &tenant, 4, 1, 4)]).await.took(200, 1, 0, 0);
     for (token, server) in [(&other, "other"), (&other, "old"), (&old, "new")] {
         ground.batch(token, &[counted(server, &tenant, 9, 1, 9)]).await.took(200, 0, 0, 0).left(&["0 Forbidden"], &[]);
@@ -98,10 +98,10 @@ async fn a_tenant_that_becomes_known_is_taken_soon() {
     ground.tenant(&["main"], None).await;
     let (token, tenant) = (relay("main").await, tenant_id());
     let event = counted("main", &tenant, 1, 1, 1);
-    ground.batch(&token, &[event.clone()]).await.took(200, 0, 0, 0).left(&[], &["0 UnknownTenant"]);
+    ground.batch(&token, std::slice::from_ref(&event)).await.took(200, 0, 0, 0).left(&[], &["0 UnknownTenant"]);
     ground.register(&tenant, &["main"], None).await;
     let taken = super::ground::eventually(async || {
-        let reply = ground.batch(&token, &[event.clone()]).await;
+        let reply = ground.batch(&token, std::slice::from_ref(&event)).await;
         (reply.json()["accepted"] == 1).then_some(())
     });
     taken.await.expect("its events are taken");

@@ -8,6 +8,7 @@ mod live;
 mod module_order;
 mod objects;
 mod own;
+mod periods;
 mod policies;
 mod properties;
 mod quotas;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tenantry::billing::Periods;
 use tenantry::metering::event::UsageKind;
 use tenantry::metering::ledger::{MeterState, Outcome};
+use tokio_postgres::error::SqlState;
 
 use crate::support::{Ground, Source, ZONE, days_ago, integer, known, now};
 
@@ -182,6 +183,6 @@ async fn a_closed_period_is_changed_by_no_function() {
         "DELETE FROM ledger.placement",
     ] {
         let error = ground.owner().await.batch_execute(sql).await.expect_err(sql);
-        assert_eq!(error.code().map(|code| code.code()), Some("TN020"), "{sql}");
+        assert_eq!(error.code().map(SqlState::code), Some("TN020"), "{sql}");
     }
 }

@@ -302,7 +302,7 @@ async fn an_event_that_comes_again_after_midnight_is_known() {
     let mut source = Source::new("t_1", "users", days_ago(40));
     // What decides is the event's own day, not that of its arrival.
     let event = source.count(1, days_ago(2));
-    assert_eq!(ground.ingest(&[event.clone()]).await, [Outcome::Accepted]);
+    assert_eq!(ground.ingest(std::slice::from_ref(&event)).await, [Outcome::Accepted]);
     assert_eq!(ground.ingest(&[event]).await, [Outcome::Duplicate]);
 }
 

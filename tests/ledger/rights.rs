@@ -2,6 +2,7 @@
 
 use devcluster::{Postgres, PostgresOptions};
 use tenantry::metering::ledger::{Ledger, LedgerError};
+use tokio_postgres::error::SqlState;
 
 use crate::support::{Ground, OPERATOR, PASSWORD, Source, create, days_ago, now, owner_url, superuser};
 
@@ -39,7 +40,7 @@ async fn the_operator_changes_no_table() {
             format!("ALTER TABLE {table} DISABLE TRIGGER ALL"),
         ] {
             let error = operator.batch_execute(&sql).await.expect_err(&sql);
-            assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{sql}: {error}");
+            assert_eq!(error.code().map(SqlState::code), Some("42501"), "{sql}: {error}");
         }
     }
     for sql in [
@@ -50,7 +51,7 @@ async fn the_operator_changes_no_table() {
         "SET ROLE tenantry_admin",
     ] {
         let error = operator.batch_execute(sql).await.expect_err(sql);
-        assert_eq!(error.code().map(|code| code.code()), Some("42501"), "{sql}: {error}");
+        assert_eq!(error.code().map(SqlState::code), Some("42501"), "{sql}: {error}");
     }
     for table in ["event", "period", "day", "adjustment", "placement", "quarantine", "period_state"] {
         operator.batch_execute(&format!("SELECT * FROM ledger.{table}")).await.expect("it may read");

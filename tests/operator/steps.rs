@@ -13,7 +13,7 @@ use tenantry::api::Tenant;
 
 use super::{
     ground::{Ground, Once, Operator, apply, await_tenant, condition, credentials, documents, is, merge, once, root},
-    verbs::{log_in, named, read, rows},
+    verbs::{log_in, named, read, rows, without_nulls},
 };
 
 /// A ground whose operator does nothing on its own account for as long as a test lasts: what
@@ -30,12 +30,13 @@ pub async fn quick() -> (&'static (Ground, Operator), Client) {
     once(&QUICK, &["--sweep-interval", "1s", "--watchdog-interval", "200ms", "--reconcile-deadline", "4s"]).await
 }
 
-/// A Plan like the example's `smb`, under another name.
+/// A Plan like the example's `smb`, under another name. A null in `more` takes a field out.
 pub async fn plan(client: &Client, name: &str, more: Value) {
     let plans = documents(&root().join("examples/plans.yaml"));
     let mut plan = plans.into_iter().find(|plan| plan["metadata"]["name"] == "smb").expect("the example");
     plan["metadata"]["name"] = name.into();
     merge(&mut plan["spec"], more);
+    without_nulls(&mut plan);
     apply(client, &plan).await.expect("a Plan");
 }
 

@@ -213,9 +213,10 @@ fn a_ledger_opens_the_api() {
         variables.filter_map(secret).collect()
     };
     let url = ("TENANTRY_LEDGER_URL".to_owned(), "url".to_owned());
-    assert_eq!(from(container), [url.clone()]);
+    assert_eq!(from(container), std::slice::from_ref(&url));
     let first = &one(&metered, "Deployment", "tenantry")["spec"]["template"]["spec"]["initContainers"][0];
-    assert_eq!(first["args"], json!(["ledger", "migrate"]));
+    assert_eq!((&first["args"], &first["restartPolicy"]), (&json!(["ledger", "migrate", "--stay"]), &json!("Always")));
+    assert_eq!(first["securityContext"], container["securityContext"]);
     assert_eq!(from(first), [url, ("TENANTRY_LEDGER_OWNER_URL".to_owned(), "ownerUrl".to_owned())]);
     let ports = container["ports"].as_array().expect("ports");
     let api = ports.iter().find(|port| port["name"] == "api").expect("a port");

@@ -86,7 +86,8 @@ pub async fn counting(client: &Client, name: &str) {
         {"name": "emails", "kind": "Total"},
     ]);
     application(client, name, json!({"meters": meters})).await;
-    plan(client, name, json!({"limits": {"users": {"max": 10, "policy": "Hard"}}, "price": null})).await;
+    let limits = json!({"users": {"max": 10, "policy": "Hard"}, "accounts": null, "opportunities": null});
+    plan(client, name, json!({"limits": limits})).await;
 }
 
 /// Brings usage of one tenant into the ledger, as its relay would.
