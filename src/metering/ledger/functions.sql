@@ -230,8 +230,11 @@ BEGIN
                                   coalesce(e.arrived - int8multirange(int8range(1, ledger.reach(e.arrived) + 1)), m.beyond) AS beyond
                              FROM (SELECT CASE WHEN a.last_event IS NULL OR a.run = m.upto + 1 AND isempty(m.beyond) THEN NULL
                                                ELSE int8multirange(int8range(1, m.upto + 1)) + m.beyond
-                                                    + (SELECT range_agg(int8range(f.first, f.sequence, '[]')) FROM fresh f
-                                                        WHERE f.tenant = m.tenant AND f.meter = m.meter AND f.epoch IS NOT NULL)
+                                                    + CASE WHEN a.run IS NOT NULL
+                                                           THEN int8multirange(int8range(a.run, a.last_event[2] + 1))
+                                                           ELSE (SELECT range_agg(int8range(f.first, f.sequence, '[]')) FROM fresh f
+                                                                  WHERE f.tenant = m.tenant AND f.meter = m.meter
+                                                                    AND f.epoch IS NOT NULL) END
                                           END AS arrived OFFSET 0) AS e) AS r),
                sequence = greatest(m.sequence, a.last_event[2]),
                value = CASE WHEN a.last_event IS NULL THEN ledger.clamp(m.value + a.delta)
