@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
-use tenantry::{agent, cli, controller, crds, relay, web::Web};
+use tenantry::{
+    agent, cli, controller, crds, relay,
+    web::{Api, ApiSettings, Web},
+};
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -101,6 +104,7 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
+    let api = if args.ledger_url.is_some() { Some(Api::bind(args.api_listen).await?) } else { None };
     let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
     let end = ended()?;
     let asked = async move {
@@ -115,15 +119,27 @@ async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
         }
     };
     let (operator, running) = controller::start(args, config, asked).await?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(web.serve(operator, async {
-        // The sender goes with this function, which ends the server as well.
-        let _ = stopped.await;
-    }));
+    let (stop, stopping) = tokio::sync::watch::channel(());
+    let stopped = || {
+        let mut stopping = stopping.clone();
+        // The sender goes with this function, which ends the servers as well.
+        async move { while stopping.changed().await.is_ok() {} }
+    };
+    let events = api.zip(operator.metering()).map(|(api, metering)| {
+        let settings = ApiSettings::new(metering.window);
+        tokio::spawn(api.serve(metering.ledger, metering.client, metering.counts, settings, stopped()))
+    });
+    let serving = tokio::spawn(web.serve(operator, stopped()));
     running.await?;
     drop(stop);
     // Whoever still reads an answer has had long enough by then.
-    tokio::time::timeout(LAST_ANSWERS, serving).await.unwrap_or(Ok(Ok(())))?
+    let answered = async {
+        if let Some(events) = events {
+            events.await?;
+        }
+        serving.await?
+    };
+    tokio::time::timeout(LAST_ANSWERS, answered).await.unwrap_or(Ok(()))
 }
 
 /// Ready when the process is asked to end.

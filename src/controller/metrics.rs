@@ -31,6 +31,7 @@ use crate::{
     api::Tier,
     cluster::{Calls, Watches},
     database::Statistics,
+    metering::counts::Counts,
 };
 
 /// Bounds of the time of a reconcile, in seconds: one with nothing to do takes less than a
@@ -103,6 +104,7 @@ pub(super) struct Metrics {
     ended_sessions: Family<OfServer, Counter>,
     repaired: Family<OfServer, Counter>,
     events: Outcomes,
+    metering: Counts,
 }
 
 impl Metrics {
@@ -143,7 +145,9 @@ impl Metrics {
         );
         let events = Outcomes::default();
         ours.register("events", "Kubernetes Events, by what became of them", events.clone());
-        Self { registry, observed, reconciled, running, durations, retries, ended_sessions, repaired, events }
+        let metering = Counts::default();
+        metering.register(ours);
+        Self { registry, observed, reconciled, running, durations, retries, ended_sessions, repaired, events, metering }
     }
 
     /// Counts a reconcile as under way, until what this returns is dropped.
@@ -187,6 +191,11 @@ impl Metrics {
     /// Where Events are counted by what became of them.
     pub(super) fn events(&self) -> Outcomes {
         self.events.clone()
+    }
+
+    /// Where the metering API counts.
+    pub(super) fn metering(&self) -> Counts {
+        self.metering.clone()
     }
 
     /// What is rare is there with 0 before it happens: a rate can't see how a counter came to be.

@@ -15,6 +15,7 @@ mod health;
 mod leader;
 mod limits;
 mod maintenance;
+mod metering;
 mod metrics;
 mod migrations;
 mod namespaces;
@@ -75,15 +76,12 @@ use self::{
 use crate::{
     api::{ANNOTATION_PAUSED, Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
     cluster::{self, Calls, Children, Cluster, Watches},
-    metering::ledger::Ledger,
+    metering::{counts::Counts, judge::Window, ledger::Ledger},
     term::Term,
 };
 
 /// How many objects of each resource but Tenant are reconciled at a time.
 const FEW: u16 = 16;
-
-/// How many sessions the operator holds in the ledger at most.
-const LEDGER_SESSIONS: usize = 4;
 
 /// How long a start waits for servers that don't answer.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
@@ -92,6 +90,20 @@ const FIRST_CONTACT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Operator {
     world: Arc<World>,
+    /// Standbys take usage events too: what asks whose a token is needs no term.
+    any_term: Client,
+}
+
+/// What the metering API needs of the operator.
+pub struct Metering {
+    /// Where events are kept.
+    pub ledger: Ledger,
+    /// By which tokens are reviewed.
+    pub client: Client,
+    /// What is counted.
+    pub counts: Counts,
+    /// How far an event's time may be from now.
+    pub window: Window,
 }
 
 impl Operator {
@@ -140,6 +152,16 @@ impl Operator {
         })
     }
 
+    /// What the metering API needs, where there is a ledger.
+    pub fn metering(&self) -> Option<Metering> {
+        Some(Metering {
+            ledger: self.world.ledger.clone()?,
+            client: self.any_term.clone(),
+            counts: self.world.metrics.metering(),
+            window: self.world.args.window(),
+        })
+    }
+
     /// How many Tenants there are, by tier and by what their condition Ready says.
     fn tenants(&self) -> BTreeMap<(String, String), usize> {
         let mut tenants = metrics::no_tenants();
@@ -167,15 +189,15 @@ pub async fn start(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<(Operator, impl Future<Output = anyhow::Result<()>>)> {
     let lease = args.lease()?;
+    let ledger = args.ledger()?;
     let term = if lease.is_some() { Term::of_standby() } else { Term::unlimited() };
     let calls = Calls::default();
     let client = |term: Option<Term>| {
         cluster::client(config.clone(), args.api_timeout, term, &calls).context("prepare a client")
     };
-    let ledger = args.ledger_url.as_deref().map(|url| Ledger::new(url, LEDGER_SESSIONS)).transpose();
-    let ledger = ledger.context("--ledger-url")?;
     let instance = lease.as_ref().map_or_else(|| "tenantry".to_owned(), |lease| lease.identity.clone());
     let lease = lease.map(|lease| anyhow::Ok((client(None)?, lease))).transpose()?;
+    let any_term = client(None)?;
     let client = client(Some(term.clone()))?;
     let facts = facts(&client).await?;
     info!(version = env!("CARGO_PKG_VERSION"), cluster = facts.cluster_id, "starting");
@@ -202,6 +224,9 @@ pub async fn start(
     let (pool_queue, pool_requests) = Queue::new();
     let watches = Watches::default();
     let metrics = Metrics::new(calls, &watches);
+    if let Some(ledger) = ledger.clone() {
+        tokio::spawn(metering::look(ledger, metrics.metering()));
+    }
     let (events, lines) = Events::new(metrics.events());
     tokio::spawn(events::send(client.clone(), instance, lines, metrics.events()));
     let world = Arc::new(World {
@@ -218,7 +243,6 @@ pub async fn start(
         },
         statuses: AllStatuses::default(),
         databases: Databases::default(),
-        ledger,
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),
@@ -226,6 +250,7 @@ pub async fn start(
         looks: Looks::default(),
         backoff: Backoff::default(),
         metrics,
+        ledger,
         watches,
         events,
         definitions: Arc::default(),
@@ -251,7 +276,7 @@ pub async fn start(
         servers: server_requests,
         pools: pool_requests,
     };
-    let operator = Operator { world: Arc::clone(&world) };
+    let operator = Operator { world: Arc::clone(&world), any_term };
     let running = async move { leader::run(&world, lease, || work(&world, writers, requests)).await };
     Ok((operator, running))
 }

@@ -1,20 +1,37 @@
 //! The operator's flags.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
 use clap::Args;
 
-use crate::{cluster::LeaseSettings, database::OverlapTimes, desired};
+use jiff::SignedDuration;
+
+use crate::{
+    cluster::LeaseSettings,
+    database::OverlapTimes,
+    desired,
+    metering::{
+        judge::Window,
+        ledger::{EVENTS_KEPT_DAYS, EVENTS_TAKEN_DAYS, Ledger},
+    },
+};
 
 /// The agent's image where nobody chooses one. It stands in pod templates, so it does not
 /// follow the operator's own version: it is raised on purpose, together with the chart's
 /// `agent.image.tag`, when the agent itself has changed.
 const AGENT_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
 
+/// How far ahead of the operator's clock an event's time may be.
+const AHEAD: SignedDuration = SignedDuration::from_mins(5);
+
+/// How many sessions in the ledger each operator has at most: two that write batches, the others
+/// for what is asked.
+const LEDGER_CONNECTIONS: usize = 8;
+
 /// The relay's image where nobody chooses one; like the agent's, it is raised on purpose.
 const RELAY_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
 
-/// The port at which the operator serves its API to relays and workloads.
+/// The port at which the operator serves its API, unless it is told another one.
 const API_PORT: u16 = 8_081;
 
 /// Flags of `tenantry operator`.
@@ -35,9 +52,6 @@ pub struct OperatorArgs {
     /// When the agent's image is pulled (Always, IfNotPresent, Never)
     #[arg(long, env = "TENANTRY_AGENT_PULL_POLICY")]
     pub agent_pull_policy: Option<String>,
-    /// The ledger: a PostgreSQL database of the operator's own, as postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE. Without it nothing is metered
-    #[arg(long, env = "TENANTRY_LEDGER_URL", hide_env_values = true)]
-    pub ledger_url: Option<String>,
     /// The image that the relays run
     #[arg(long, env = "TENANTRY_RELAY_IMAGE", default_value = RELAY_IMAGE)]
     pub relay_image: String,
@@ -113,6 +127,31 @@ pub struct OperatorArgs {
     /// How long reconciles that are under way may go on when the operator is asked to end
     #[arg(long, env = "TENANTRY_SHUTDOWN_GRACE", default_value = "20s", value_parser = duration)]
     pub shutdown_grace: Duration,
+    /// The ledger of usage: postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=FILE, or sslmode=disable; without it nothing is metered
+    #[arg(long, env = "TENANTRY_LEDGER_URL", hide_env_values = true)]
+    pub ledger_url: Option<LedgerUrl>,
+    /// Where usage events are taken, by leader and standbys alike
+    #[arg(long, env = "TENANTRY_API_LISTEN", default_value = "0.0.0.0:8081")]
+    pub api_listen: SocketAddr,
+    /// How old a usage event may be: 35 days at most, since the ledger forgets after 90 which ones it has counted
+    #[arg(long, env = "TENANTRY_ACCEPT_WINDOW", default_value = "35d", value_parser = duration)]
+    pub accept_window: Duration,
+}
+
+/// The ledger's URL, which has a password and is therefore never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LedgerUrl(String);
+
+impl From<&str> for LedgerUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl fmt::Debug for LedgerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LedgerUrl(…)")
+    }
 }
 
 impl OperatorArgs {
@@ -130,14 +169,15 @@ impl OperatorArgs {
     /// What relays are made from; nothing where nothing is metered.
     pub(super) fn relay(&self) -> Option<desired::RelaySettings> {
         self.ledger_url.as_ref()?;
-        let own = || format!("http://tenantry.{}.svc:{API_PORT}", self.namespace);
+        let own = || format!("http://tenantry.{}.svc:8081", self.namespace);
         Some(desired::RelaySettings {
             image: self.relay_image.clone(),
             pull_policy: self.relay_pull_policy.clone(),
             replicas: i32::from(self.relay_replicas),
             resources: self.relay_resources.clone(),
             api_url: self.relay_api_url.clone().unwrap_or_else(own),
-            api_port: API_PORT,
+            // Any port is for tests, whose relays run in no pod.
+            api_port: if self.api_listen.port() == 0 { API_PORT } else { self.api_listen.port() },
         })
     }
 
@@ -166,6 +206,28 @@ impl OperatorArgs {
         }))
     }
 
+    /// The ledger, where there is one.
+    ///
+    /// # Errors
+    /// When its URL can't be one, or an event could be taken that the ledger has forgotten.
+    pub(super) fn ledger(&self) -> anyhow::Result<Option<Ledger>> {
+        let Some(LedgerUrl(url)) = &self.ledger_url else { return Ok(None) };
+        // Days are dropped whole, and begin at midnight UTC wherever an event's clock is.
+        let longest = EVENTS_TAKEN_DAYS.min(EVENTS_KEPT_DAYS - 1);
+        anyhow::ensure!(
+            self.accept_window <= Duration::from_secs(86_400) * longest.into(),
+            "the ledger remembers for {EVENTS_KEPT_DAYS} days which events it has counted, and makes room for those of \
+             the last {EVENTS_TAKEN_DAYS}: choose an --accept-window of {longest}d or less"
+        );
+        let ledger = Ledger::new(url, LEDGER_CONNECTIONS);
+        Ok(Some(ledger.map_err(|error| anyhow::anyhow!("--ledger-url (TENANTRY_LEDGER_URL): {error}"))?))
+    }
+
+    /// How far a usage event's time may be from now.
+    pub(super) fn window(&self) -> Window {
+        Window { back: SignedDuration::try_from(self.accept_window).unwrap_or(SignedDuration::MAX), ahead: AHEAD }
+    }
+
     /// How long a replaced login lives on.
     pub(super) fn overlap(&self) -> OverlapTimes {
         OverlapTimes { quiet: self.rotation_overlap, max: self.rotation_max_overlap }
@@ -179,4 +241,43 @@ fn resources(text: &str) -> Result<crate::api::Resources, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = crate::api::Duration::from(text).get();
     parsed.ok_or_else(|| format!("{text:?} is not a duration: write a whole number and one of ms, s, m, h, d"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: OperatorArgs,
+    }
+
+    fn args(more: &[&str]) -> OperatorArgs {
+        Cli::parse_from([&["operator"], more].concat()).args
+    }
+
+    const URL: &str = "postgres://operator:secret@localhost/ledger?sslmode=disable";
+
+    #[test]
+    fn no_event_is_taken_that_the_ledger_may_have_forgotten() {
+        for (window, fits) in [("1h", true), ("35d", true), ("36d", false), ("90d", false)] {
+            let answer = args(&["--ledger-url", URL, "--accept-window", window]).ledger();
+            assert_eq!(answer.is_ok(), fits, "{window}");
+            if let Err(error) = answer {
+                assert!(error.to_string().contains("--accept-window of 35d or less"), "{error}");
+            }
+        }
+        assert!(args(&["--accept-window", "400d"]).ledger().expect("no ledger").is_none());
+    }
+
+    #[test]
+    fn a_url_that_is_none_is_said_and_never_shown() {
+        let args = args(&["--ledger-url", "postgres://operator:secret@localhost/ledger?sslmode=prefer"]);
+        let error = args.ledger().err().expect("no URL").to_string();
+        assert!(error.contains("--ledger-url (TENANTRY_LEDGER_URL)") && !error.contains("secret"), "{error}");
+        assert!(!format!("{args:?}").contains("secret"), "it is logged");
+    }
 }

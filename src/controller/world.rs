@@ -60,8 +60,6 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) statuses: AllStatuses,
     pub(super) databases: Databases,
-    /// Where usage goes; nothing where nothing is metered.
-    pub(super) ledger: Option<Ledger>,
     pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,
@@ -69,6 +67,8 @@ pub(super) struct World {
     pub(super) looks: Looks,
     pub(super) backoff: Backoff,
     pub(super) metrics: Metrics,
+    /// Where usage is kept; without it nothing is metered.
+    pub(super) ledger: Option<Ledger>,
     pub(super) watches: Watches,
     pub(super) definitions: Arc<Definitions>,
     pub(super) health: Health,

@@ -67,6 +67,7 @@ pub struct MeterFacts {
 }
 
 /// Something that the ledger is to keep.
+#[expect(clippy::large_enum_variant, reason = "nearly all are usage: a box would be one more allocation for each")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// A change of a meter.

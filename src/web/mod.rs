@@ -1,18 +1,33 @@
-//! Health and metrics over HTTP.
+//! Health and metrics over HTTP, and the API that takes usage events.
 
-use std::net::SocketAddr;
+mod callers;
+mod connections;
+mod events;
+mod shares;
+
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use axum::{
-    Router,
+    Json, Router,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
+use kube::Client;
 use tokio::net::TcpListener;
 
-use crate::controller::Operator;
+pub use events::{ApiSettings, Problem};
+
+use self::events::Events;
+use crate::{
+    controller::Operator,
+    metering::{counts::Counts, store::Store},
+};
+
+/// What the API is, for programs and people: OpenAPI 3.1.
+pub const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 /// Media type of the text that Prometheus reads (OpenMetrics 1.0).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -55,6 +70,54 @@ impl Web {
             .route("/metrics", get(metrics))
             .with_state(operator);
         Ok(axum::serve(self.listener, router).with_graceful_shutdown(shutdown).await?)
+    }
+}
+
+/// Where usage events are taken.
+pub struct Api {
+    listener: TcpListener,
+}
+
+impl Api {
+    /// Takes the address.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub async fn bind(address: SocketAddr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await;
+        let listener =
+            listener.with_context(|| format!("listen on {address}: choose another address with --api-listen"))?;
+        tracing::info!(address = %listener.local_addr()?, "the API listens");
+        Ok(Self { listener })
+    }
+
+    /// The address.
+    ///
+    /// # Errors
+    /// When the system doesn't tell.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` is ready, and then until what is under way is answered. Tokens are
+    /// reviewed with `client`.
+    pub async fn serve<S: Store>(
+        self,
+        store: S,
+        client: Client,
+        counts: Counts,
+        settings: ApiSettings,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let router = Router::new()
+            .route("/v1/events", post(events::post_events::<S>))
+            .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
+            .fallback(async || {
+                let message = "there is nothing here: GET /v1/openapi.json tells what there is".to_owned();
+                (StatusCode::NOT_FOUND, Json(Problem { reason: "NotFound".to_owned(), message }))
+            })
+            .with_state(Arc::new(Events::new(store, client, counts, settings)));
+        connections::serve(self.listener, router, shutdown).await;
     }
 }
 

@@ -16,6 +16,15 @@ fn moment(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
 }
 
+/// The program runs where the system has no time zone database: it brings its own.
+#[test]
+fn every_zone_is_in_the_program_itself() {
+    let own = jiff::tz::TimeZoneDatabase::bundled();
+    for zone in zones() {
+        assert!(own.get(zone).is_ok(), "{zone}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 

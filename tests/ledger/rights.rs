@@ -12,6 +12,12 @@ fn refused(answer: Result<(), LedgerError>) -> String {
     }
 }
 
+/// A column that may be written at all.
+async fn column(ground: &Ground, table: &str) -> String {
+    let sql = "SELECT quote_ident(attname) FROM pg_attribute WHERE attnum > 0 AND attidentity = ''";
+    ground.one(&format!("{sql} AND attrelid = '{table}'::regclass LIMIT 1")).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_changes_no_table() {
     let ground = Ground::new().await;
@@ -24,14 +30,9 @@ async fn the_operator_changes_no_table() {
     assert!(tables.len() > 50, "{tables:?}");
     let operator = ground.operator().await;
     for table in &tables {
-        let column: String = ground
-            .one(&format!(
-                "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum = 1"
-            ))
-            .await;
         for sql in [
             format!("INSERT INTO {table} DEFAULT VALUES"),
-            format!("UPDATE {table} SET {column} = {column}"),
+            format!("UPDATE {table} SET {} = DEFAULT", column(&ground, table).await),
             format!("DELETE FROM {table}"),
             format!("TRUNCATE {table}"),
             format!("DROP TABLE {table}"),
@@ -91,6 +92,18 @@ async fn a_login_with_more_rights_is_refused_with_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_table_says_what_it_is() {
+    let ground = Ground::new().await;
+    let silent: Vec<String> = ground
+        .one(
+            "SELECT array_remove(array_agg(CASE WHEN obj_description(oid, 'pg_class') IS NULL THEN relname::text END), NULL)
+               FROM pg_class WHERE relnamespace = 'ledger'::regnamespace AND relkind IN ('r', 'p', 'v') AND NOT relispartition",
+        )
+        .await;
+    assert!(silent.is_empty(), "no COMMENT: {silent:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn versions_must_fit() {
     let ground = Ground::new().await;
     let url = owner_url(ground.postgres, &ground.database);
@@ -132,4 +145,26 @@ async fn a_migration_says_what_it_lacks_and_does_all_or_nothing() {
     assert!(text.contains("op's") && !text.contains("wrong"), "{text}");
     let nothing = Ledger::new(&postgres.url("op's", PASSWORD, "postgres"), 1).expect("a ledger");
     assert!(refused(nothing.check().await).contains("no schema ledger"));
+}
+
+#[test]
+fn the_program_migrates_and_never_shows_a_password() {
+    let postgres = Postgres::start(PostgresOptions::default()).expect("PostgreSQL starts");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(create(&postgres, "books", "template1"));
+    let url = postgres.url(OPERATOR, PASSWORD, "books");
+    let run = |owner: &str| {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        program.args(["ledger", "migrate"]).env("TENANTRY_LEDGER_OWNER_URL", owner).env("TENANTRY_LEDGER_URL", &url);
+        let output = program.output().expect("it runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (done, said) = run(&owner_url(&postgres, "nowhere"));
+    assert!(!done && said.contains("nowhere") && !said.contains(&postgres.admin().password), "{said}");
+    for _ in 0..2 {
+        let (done, said) = run(&owner_url(&postgres, "books"));
+        assert!(done, "{said}");
+    }
+    let ledger = Ledger::new(&url, 1).expect("a ledger");
+    assert_eq!(runtime.block_on(ledger.check()), Ok(()));
 }

@@ -22,6 +22,7 @@ mod guarding;
 mod health;
 mod hosts;
 mod in_use;
+mod ingest;
 mod leader;
 mod leaving;
 mod limits;

@@ -22,6 +22,9 @@ fn command(container: &Value) -> Command {
     command.args(container["args"].as_array().expect("arguments").iter().map(|it| it.as_str().expect("a text")));
     for variable in container["env"].as_array().expect("variables") {
         let value = match variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str) {
+            None if variable.pointer("/valueFrom/secretKeyRef/key").is_some_and(|key| key == "url") => {
+                "postgres://tenantry:secret@127.0.0.1:1/ledger?sslmode=disable"
+            }
             None => variable["value"].as_str().expect("a value"),
             Some("metadata.namespace") => "tenantry-system",
             Some("metadata.name") => "tenantry-5d4f8-abcde",
@@ -38,7 +41,11 @@ fn command(container: &Value) -> Command {
 fn the_program_understands_what_the_chart_tells_it() {
     for name in all_settings() {
         let mut command = command(container(&objects(&settings(&name))));
-        let ended = command.env("TENANTRY_LISTEN", "127.0.0.1:0").env("KUBECONFIG", "/nowhere").output();
+        let ended = command
+            .env("TENANTRY_LISTEN", "127.0.0.1:0")
+            .env("TENANTRY_API_LISTEN", "127.0.0.1:0")
+            .env("KUBECONFIG", "/nowhere")
+            .output();
         let errors = String::from_utf8_lossy(&ended.expect("the program").stderr).into_owned();
         assert!(errors.contains("find a cluster"), "{name}: {errors}");
     }

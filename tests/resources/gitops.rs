@@ -97,6 +97,10 @@ fn the_build_gets_all_sources_and_nothing_else() {
     }
     for sources in fs::read_dir(context.path()).expect("a folder") {
         let name = sources.expect("an entry").file_name();
-        assert!(!["target", "demo", ".git", "docs"].contains(&name.to_str().expect("a plain name")));
+        assert!(!["target", "demo", ".git"].contains(&name.to_str().expect("a plain name")));
     }
+    // Of the documents, what the program serves.
+    let documents =
+        fs::read_dir(context.path().join("docs")).expect("docs").map(|entry| entry.expect("an entry").file_name());
+    assert_eq!(documents.collect::<Vec<_>>(), ["openapi.json"]);
 }

@@ -41,3 +41,12 @@ app.kubernetes.io/part-of: tenantry
 {{ .Values.agent.image.repository }}:{{ .Values.agent.image.tag }}
 {{- end -}}
 {{- end }}
+
+{{/* The operator's own login in the ledger. */}}
+{{- define "tenantry.ledgerUrl" -}}
+- name: TENANTRY_LEDGER_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.ledger.secretName }}
+      key: url
+{{- end }}

@@ -11,14 +11,17 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    first  timestamp := anchor AT TIME ZONE zone;
-    today  timestamp := moment AT TIME ZONE zone;
+    -- PostgreSQL takes these four for the abbreviations of winter times, not for the zones of their names.
+    region text := CASE upper(zone) WHEN 'CET' THEN 'Europe/Brussels' WHEN 'MET' THEN 'Europe/Brussels'
+                                    WHEN 'EET' THEN 'Europe/Athens' WHEN 'WET' THEN 'Europe/Lisbon' ELSE zone END;
+    first  timestamp := anchor AT TIME ZONE region;
+    today  timestamp := moment AT TIME ZONE region;
     months integer := (extract(year FROM today) - extract(year FROM first)) * 12
                     + (extract(month FROM today) - extract(month FROM first));
-    start  timestamptz := (first + make_interval(months => months)) AT TIME ZONE zone;
+    start  timestamptz := (first + make_interval(months => months)) AT TIME ZONE region;
 BEGIN
     IF start > moment THEN
-        start := (first + make_interval(months => months - 1)) AT TIME ZONE zone;
+        start := (first + make_interval(months => months - 1)) AT TIME ZONE region;
     END IF;
     RETURN start;
 END

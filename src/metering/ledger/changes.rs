@@ -2,7 +2,7 @@
 //! rows themselves, so that a notice that is lost costs time and nothing else.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -66,14 +66,12 @@ async fn listening(address: Address, heard: watch::Sender<u64>) {
     loop {
         let told = heard.clone();
         if let Ok((client, hearing)) = address.listen(move || told.send_modify(|count| *count += 1)).await {
-            let client = Arc::new(client);
             let staying = async {
-                let mut sql = "LISTEN ledger";
-                while let Ok(Ok(())) = timeout(ALIVE, client.batch_execute(sql)).await {
-                    if !std::mem::replace(&mut sql, "").is_empty() {
-                        heard.send_modify(|count| *count += 1);
+                if let Ok(Ok(())) = timeout(ALIVE, client.batch_execute("LISTEN ledger")).await {
+                    heard.send_modify(|count| *count += 1);
+                    while let Ok(Ok(())) = timeout(ALIVE, client.batch_execute("")).await {
+                        sleep(ALIVE).await;
                     }
-                    sleep(ALIVE).await;
                 }
             };
             tokio::select! {

@@ -47,7 +47,7 @@ SELECT p.tenant, p.meter, p.start_at, p.end_at, p.events, p.delta, p.moment, o.o
         ELSE ledger.clamp(o.opening + p.delta)
     END AS closing) c;
 COMMENT ON VIEW ledger.period_state IS
-'ledger.period with the opening and closing value of each, those of open periods as far as they are known.';
+'ledger.period with the opening and closing value of each, those of open periods as far as they are known. Of source Api, which has no order, low and high are of these two alone.';
 
 -- What the counted events of a meter come to, and in which period: what a restored database is
 -- measured by.
@@ -491,6 +491,8 @@ DECLARE
     name            text;
     first           date;
 BEGIN
+    -- One at a time; nobody but the operator's processes logs in here.
+    PERFORM pg_advisory_xact_lock(7236837462513002);
     made := 0;
     dropped := 0;
     FOR first IN SELECT today + n FROM generate_series(-back, ahead) AS n LOOP
