@@ -31,7 +31,7 @@ const LEDGER_CONNECTIONS: usize = 8;
 /// The relay's image where nobody chooses one; like the agent's, it is raised on purpose.
 const RELAY_IMAGE: &str = "ghcr.io/tenantry/tenantry:0.1.0";
 
-/// The port at which the operator serves its API to relays and workloads.
+/// The port at which the operator serves its API, unless it is told another one.
 const API_PORT: u16 = 8_081;
 
 /// Flags of `tenantry operator`.
@@ -175,14 +175,15 @@ impl OperatorArgs {
     /// What relays are made from; nothing where nothing is metered.
     pub(super) fn relay(&self) -> Option<desired::RelaySettings> {
         self.ledger_url.as_ref()?;
-        let own = || format!("http://tenantry.{}.svc:{API_PORT}", self.namespace);
+        let own = || format!("http://tenantry.{}.svc:8081", self.namespace);
         Some(desired::RelaySettings {
             image: self.relay_image.clone(),
             pull_policy: self.relay_pull_policy.clone(),
             replicas: i32::from(self.relay_replicas),
             resources: self.relay_resources.clone(),
             api_url: self.relay_api_url.clone().unwrap_or_else(own),
-            api_port: API_PORT,
+            // Any port is for tests, whose relays run in no pod.
+            api_port: if self.api_listen.port() == 0 { API_PORT } else { self.api_listen.port() },
         })
     }
 

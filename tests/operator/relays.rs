@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Nobody is there: the operator makes relays all the same, and tenants.
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 10] = [
     "--ledger-url",
     "postgres://nobody:none@127.0.0.1:9/ledger?sslmode=disable",
     "--relay-image",
@@ -34,6 +34,8 @@ const FLAGS: [&str; 8] = [
     "2",
     "--retention-interval",
     "1s",
+    "--api-listen",
+    "127.0.0.1:0",
 ];
 
 async fn metered() -> (&'static Ground, Client) {

@@ -18,13 +18,15 @@ use super::{
 
 /// The server is looked at every second, and swept every other.
 /// What is metered goes nowhere, and waits.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 8] = [
     "--health-interval",
     "1s",
     "--sweep-interval",
     "2s",
     "--ledger-url",
     "postgres://nobody:none@127.0.0.1:9/ledger?sslmode=disable",
+    "--api-listen",
+    "127.0.0.1:0",
 ];
 
 /// Waits until the operator has looked at its servers so many times more, as it does on its own

@@ -35,7 +35,8 @@ async fn counts(client: &kube::Client, tenant: &Tenant, times: u32) {
 async fn what_nobody_has_carried_is_in_the_ledger_before_the_data_is_dropped() {
     let ground = Ground::start(Options::default()).await;
     let url = ledger(&ground).await;
-    let _operator = ground.operator(&["--ledger-url", &url, "--retention-interval", "1s"]);
+    let _operator =
+        ground.operator(&["--ledger-url", &url, "--api-listen", "127.0.0.1:0", "--retention-interval", "1s"]);
     ground.examples().await;
     let client = ground.client.clone();
     let drops = |more: Value| {

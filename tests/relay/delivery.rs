@@ -27,17 +27,23 @@ async fn what_is_committed_arrives_and_what_was_rolled_back_never_does() {
     place.api.arrived(9).await;
     place.until("all is acknowledged", PENDING, 0).await;
     place.agrees().await;
-    let script = place.api.script();
-    let (acme, bolt) = (acme.id.to_string(), bolt.id.to_string());
-    assert_eq!((script.sum(&acme, "users"), script.sum(&acme, "accounts"), script.sum(&bolt, "mails")), (5, 7, 4));
-    let set = script.usage.values().map(|(_, event)| event).find(|event| event["data"]["kind"] == "Set").expect("set");
-    let source = format!("/tenantry/{}/{}", place.server, place.database.database);
-    assert_eq!((&set["source"], &set["subject"], &set["specversion"]), (&json!(source), &json!(acme), &json!("1.0")));
-    assert_eq!((&set["data"]["delta"], &set["data"]["reason"]), (&json!(5), &json!("reconcile")));
-    let total = script.usage.values().map(|(_, event)| event).find(|event| event["subject"] == bolt).expect("a total");
-    assert!(total["data"]["periodStart"].is_string(), "a total says its period: {total}");
-    assert!(script.posts.iter().all(|post| post.token == "one"));
-    drop(script);
+    {
+        let script = place.api.script();
+        let (acme, bolt) = (acme.id.to_string(), bolt.id.to_string());
+        assert_eq!((script.sum(&acme, "users"), script.sum(&acme, "accounts"), script.sum(&bolt, "mails")), (5, 7, 4));
+        let set =
+            script.usage.values().map(|(_, event)| event).find(|event| event["data"]["kind"] == "Set").expect("set");
+        let source = format!("/tenantry/{}/{}", place.server, place.database.database);
+        assert_eq!(
+            (&set["source"], &set["subject"], &set["specversion"]),
+            (&json!(source), &json!(acme), &json!("1.0"))
+        );
+        assert_eq!((&set["data"]["delta"], &set["data"]["reason"]), (&json!(5), &json!("reconcile")));
+        let total =
+            script.usage.values().map(|(_, event)| event).find(|event| event["subject"] == bolt).expect("a total");
+        assert!(total["data"]["periodStart"].is_string(), "a total says its period: {total}");
+        assert!(script.posts.iter().all(|post| post.token == "one"));
+    }
     relay.stop().await;
 }
 
@@ -78,13 +84,14 @@ async fn many_events_go_in_full_batches_and_a_noisy_tenant_delays_nobody() {
     place.api.arrived(6_004).await;
     place.until("all is acknowledged", PENDING, 0).await;
     place.agrees().await;
-    let script = place.api.script();
-    let of_quiet = |id: &String| script.usage[id].1["subject"] == quiet.id.to_string();
-    let last_of_quiet = script.order.iter().rposition(of_quiet).expect("it arrived");
-    assert!(last_of_quiet < 1_500, "the quiet one's came {last_of_quiet}th, behind the noisy one's");
-    let largest = script.posts.iter().map(|post| post.events.len()).max().expect("posts");
-    assert!((500..=1_000).contains(&largest), "{largest} in the largest batch");
-    drop(script);
+    {
+        let script = place.api.script();
+        let of_quiet = |id: &String| script.usage[id].1["subject"] == quiet.id.to_string();
+        let last_of_quiet = script.order.iter().rposition(of_quiet).expect("it arrived");
+        assert!(last_of_quiet < 1_500, "the quiet one's came {last_of_quiet}th, behind the noisy one's");
+        let largest = script.posts.iter().map(|post| post.events.len()).max().expect("posts");
+        assert!((500..=1_000).contains(&largest), "{largest} in the largest batch");
+    }
     let superuser = place.database.superuser().await;
     let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'", place.access.user);
     crate::support::until("at rest it holds one session", async || one(&superuser, &sessions).await == "1").await;

@@ -80,10 +80,11 @@ async fn a_batch_that_is_too_large_goes_in_smaller_ones() {
     let relay = place.relay().await;
     place.until("all is acknowledged", ACKED, 500).await;
     place.agrees().await;
-    let script = place.api.script();
-    assert!(script.posts.iter().any(|post| post.said == Say::Status(413, None)), "it was too large");
-    assert!(script.usage.values().all(|(times, _)| *times == 1), "and no part was sent twice");
-    drop(script);
+    {
+        let script = place.api.script();
+        assert!(script.posts.iter().any(|post| post.said == Say::Status(413, None)), "it was too large");
+        assert!(script.usage.values().all(|(times, _)| *times == 1), "and no part was sent twice");
+    }
     relay.stop().await;
 }
 
@@ -143,25 +144,26 @@ async fn while_the_api_is_away_applications_notice_nothing_and_all_arrives_after
     place.api.script().always = None;
     place.until("all is acknowledged", PENDING, 0).await;
     place.agrees().await;
-    let script = place.api.script();
-    assert_eq!(script.sum(acme.id.as_str(), "mails"), 4_000);
-    assert_eq!((script.sum(acme.id.as_str(), "users"), script.sum(bolt.id.as_str(), "mails")), (40, 50));
-    // Every sequence is there, alone or in a folded range.
-    let mut covered = Vec::new();
-    for (_, event) in script.usage.values() {
-        if event["subject"] == acme.id.as_str() && event["data"]["meter"] == "mails" {
-            let last = event["data"]["sequence"].as_i64().expect("a sequence");
-            covered.push((event["data"]["folded"]["firstSequence"].as_i64().unwrap_or(last), last));
+    {
+        let script = place.api.script();
+        assert_eq!(script.sum(acme.id.as_str(), "mails"), 4_000);
+        assert_eq!((script.sum(acme.id.as_str(), "users"), script.sum(bolt.id.as_str(), "mails")), (40, 50));
+        // Every sequence is there, alone or in a folded range.
+        let mut covered = Vec::new();
+        for (_, event) in script.usage.values() {
+            if event["subject"] == acme.id.as_str() && event["data"]["meter"] == "mails" {
+                let last = event["data"]["sequence"].as_i64().expect("a sequence");
+                covered.push((event["data"]["folded"]["firstSequence"].as_i64().unwrap_or(last), last));
+            }
         }
+        covered.sort_unstable();
+        let mut next = 1;
+        for (first, last) in covered {
+            assert_eq!(first, next);
+            next = last + 1;
+        }
+        assert_eq!(next, 4_001);
     }
-    covered.sort_unstable();
-    let mut next = 1;
-    for (first, last) in covered {
-        assert_eq!(first, next);
-        next = last + 1;
-    }
-    assert_eq!(next, 4_001);
-    drop(script);
     relay.stop().await;
 }
 

@@ -96,9 +96,10 @@ async fn killed_again_and_again_while_applications_count() {
     let program = Program::start(&place, &[]);
     place.until("all is acknowledged", PENDING, 0).await;
     place.agrees().await;
-    let script = place.api.script();
-    let sums = [script.sum(acme.id.as_str(), "mails"), script.sum(bolt.id.as_str(), "mails")];
-    assert_eq!(sums.to_vec(), counted, "what was committed is what arrived, each once");
-    drop(script);
+    {
+        let script = place.api.script();
+        let sums = [script.sum(acme.id.as_str(), "mails"), script.sum(bolt.id.as_str(), "mails")];
+        assert_eq!(sums.to_vec(), counted, "what was committed is what arrived, each once");
+    }
     tokio::time::timeout(Duration::from_secs(60), program.terminate()).await.expect("it ends");
 }

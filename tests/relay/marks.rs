@@ -37,13 +37,14 @@ async fn every_meter_is_marked_and_then_those_that_change() {
             mark(script, &id, "users") == Some((2, 2)) && mark(script, &id, "accounts") == Some((1, 5))
         })
         .await;
-    let script = place.api.script();
-    let newer = script.marks[marks..]
-        .iter()
-        .map(|mark| &mark["data"]["meter"])
-        .all(|meter| meter == "users" || meter == "accounts");
-    assert!(newer, "nothing else is");
-    drop(script);
+    {
+        let script = place.api.script();
+        let newer = script.marks[marks..]
+            .iter()
+            .map(|mark| &mark["data"]["meter"])
+            .all(|meter| meter == "users" || meter == "accounts");
+        assert!(newer, "nothing else is");
+    }
     relay.stop().await;
 }
 
@@ -101,19 +102,20 @@ async fn the_report_says_what_waits_and_what_is_dead_and_whose() {
                 && data["dead"].as_array().is_some_and(|dead| dead.len() == 2)
         })
         .await;
-    let script = place.api.script();
-    let report = &script.reports.last().expect("a report").1;
-    let mut dead: Vec<(&str, i64)> = report["data"]["dead"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|dead| (dead["tenant"].as_str().expect("an id"), dead["events"].as_i64().expect("a number")))
-        .collect();
-    dead.sort_unstable();
-    let mut expected = vec![(acme.id.as_str(), 2), (bolt.id.as_str(), 2)];
-    expected.sort_unstable();
-    assert_eq!(dead, expected);
-    assert_eq!(report["subject"], place.database.database.as_str());
-    drop(script);
+    {
+        let script = place.api.script();
+        let report = &script.reports.last().expect("a report").1;
+        let mut dead: Vec<(&str, i64)> = report["data"]["dead"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|dead| (dead["tenant"].as_str().expect("an id"), dead["events"].as_i64().expect("a number")))
+            .collect();
+        dead.sort_unstable();
+        let mut expected = vec![(acme.id.as_str(), 2), (bolt.id.as_str(), 2)];
+        expected.sort_unstable();
+        assert_eq!(dead, expected);
+        assert_eq!(report["subject"], place.database.database.as_str());
+    }
     relay.stop().await;
 }

@@ -36,10 +36,11 @@ async fn two_share_the_work_and_each_event_is_sent_and_acknowledged_once() {
     }
     place.until("all is acknowledged", PENDING, 0).await;
     place.agrees().await;
-    let script = place.api.script();
-    assert_eq!(senders(&script).len(), 2, "both have sent");
-    assert!(script.usage.values().all(|(times, _)| *times == 1), "nothing was sent by both");
-    drop(script);
+    {
+        let script = place.api.script();
+        assert_eq!(senders(&script).len(), 2, "both have sent");
+        assert!(script.usage.values().all(|(times, _)| *times == 1), "nothing was sent by both");
+    }
     one_relay.stop().await;
     other.stop().await;
 }
