@@ -70,7 +70,9 @@ async fn compare(report: &mut Report, what: &str, clients: &[Client], each: Dura
         "",
     );
     let worked = rate(clients, Does::WorkInsert, each).await?;
-    for (does, words) in [(Does::WorkThenCount, "10 ms of work before it"), (Does::CountThenWork, "10 ms of work after it")] {
+    for (does, words) in
+        [(Does::WorkThenCount, "10 ms of work before it"), (Does::CountThenWork, "10 ms of work after it")]
+    {
         let counted = rate(clients, does, each).await?;
         report.add(
             "i",
@@ -107,7 +109,8 @@ async fn transaction(client: &Client, does: Does) -> Result<()> {
     if does == Does::Count {
         return Ok(client.batch_execute(&format!("BEGIN; {INSERT}; {COUNT}; COMMIT")).await?);
     }
-    let first = if does == Does::CountThenWork { format!("BEGIN; {INSERT}; {COUNT}") } else { format!("BEGIN; {INSERT}") };
+    let first =
+        if does == Does::CountThenWork { format!("BEGIN; {INSERT}; {COUNT}") } else { format!("BEGIN; {INSERT}") };
     client.batch_execute(&first).await?;
     tokio::time::sleep(WORK).await;
     let last = if does == Does::WorkThenCount { format!("{COUNT}; COMMIT") } else { "COMMIT".to_owned() };

@@ -14,8 +14,8 @@ use std::{
 
 use super::tenant::Stranger;
 use crate::database::{
-    AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, PasswordDigest, Purpose, Result, Server, ServerInfo,
-    TenantId, TenantRecord, TenantSettings,
+    AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, PasswordDigest, Purpose, Result, Server,
+    ServerInfo, TenantId, TenantRecord, TenantSettings,
 };
 
 /// How many tenants' records are read anew at a time, at most.

@@ -61,6 +61,8 @@ pub(super) struct World {
     pub(super) queues: Queues,
     pub(super) statuses: AllStatuses,
     pub(super) databases: Databases,
+    /// Where usage goes; nothing where nothing is metered.
+    pub(super) ledger: Option<Ledger>,
     pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,

@@ -28,10 +28,10 @@ pub(super) fn create(postgres: &Postgres, tenantry: &Path) -> Result<String, Err
         // On this machine alone.
         config.host("127.0.0.1").port(postgres.port()).user("postgres").password(postgres.superuser_password());
         config.dbname("postgres").ssl_mode(tokio_postgres::config::SslMode::Disable);
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(failed)?;
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(|error| failed(&error))?;
         tokio::spawn(connection);
         for statement in &statements {
-            client.batch_execute(statement).await.map_err(failed)?;
+            client.batch_execute(statement).await.map_err(|error| failed(&error))?;
         }
         Ok(())
     })?;
@@ -49,7 +49,7 @@ fn word() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-fn failed(error: tokio_postgres::Error) -> Error {
+fn failed(error: &tokio_postgres::Error) -> Error {
     let text = error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string);
     Error::Missing { what: format!("the ledger can't be made: {text}"), hint: "see postgres.log".into() }
 }

@@ -82,8 +82,7 @@ async fn look(client: Client, crm_port: u16) -> Result<Vec<Line>, Error> {
 }
 
 fn table(lines: &[Line]) -> String {
-    let mut text =
-        format!("{:<12} {:<14} {:>8} {:>12} {:>6}\n", "TENANT", "METER", "CRM ROWS", "STATUS", "PEAK");
+    let mut text = format!("{:<12} {:<14} {:>8} {:>12} {:>6}\n", "TENANT", "METER", "CRM ROWS", "STATUS", "PEAK");
     for line in lines {
         let mark = if line.agrees() { "" } else { "  differs" };
         let _ = writeln!(
