@@ -122,7 +122,7 @@ fn show(args: &Args, signals: &Signals) -> Result<(), Error> {
             let table = parts.stay_while(&mut ground, |client| meters::agree(client, crm_port, within))?;
             steps.done("what the CRM's tables hold is what the Tenants' status says");
             if args.once {
-                send_again(&tenantry, &ground, &ledger, &steps)?;
+                send_again(&tenantry, &ground, &parts, &steps, within)?;
                 let table = parts.stay_while(&mut ground, |client| meters::agree(client, crm_port, within))?;
                 print!("\n{table}");
                 return Ok(());
@@ -151,14 +151,35 @@ fn work(parts: &Parts, tenants: &[String], steps: &Steps) -> Result<traffic::Wor
     Ok(worker)
 }
 
-/// Sends all usage of today once more: none of it may count twice.
-fn send_again(tenantry: &Path, ground: &Devcluster, ledger: &str, steps: &Steps) -> Result<(), Error> {
+/// Sends all usage of the last hour once more, and waits until the operator has seen all of it
+/// twice: none of it may count again.
+fn send_again(
+    tenantry: &Path,
+    ground: &Devcluster,
+    parts: &Parts,
+    steps: &Steps,
+    patience: Duration,
+) -> Result<(), Error> {
+    let before = parts.duplicates()?;
     let mut resync = Command::new(tenantry);
-    resync.args(["ledger", "resync", "--since", "1h"]);
-    resync.env("KUBECONFIG", ground.kubeconfig()).env("TENANTRY_LEDGER_URL", ledger);
+    resync.args(["ledger", "resync", "--since", "1h"]).env("KUBECONFIG", ground.kubeconfig());
     let said = complete(&mut resync)?;
-    steps.done(&format!("tenantry ledger resync --since 1h: {}", said.trim().lines().last().unwrap_or_default()));
-    Ok(())
+    let events: u64 = said.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or(0);
+    let since = Instant::now();
+    loop {
+        let duplicates = parts.duplicates()? - before;
+        if events > 0 && duplicates >= events {
+            steps.done(&format!("{events} events were sent once more: {duplicates} duplicates, which count nothing"));
+            return Ok(());
+        }
+        if since.elapsed() > patience {
+            return Err(Error::Missing {
+                what: format!("of {events} events that were sent once more, {duplicates} came as duplicates"),
+                hint: "log/relay.log and log/operator.log in the demo's folder tell more".into(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The steps that are done, each with the time since the start.

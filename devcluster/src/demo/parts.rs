@@ -20,6 +20,8 @@ use crate::{Admin, Devcluster, Error, Process, kubeconfig, pki, ports};
 const RELAY: &str = "relay";
 const AUDIENCE: &str = "tenantry";
 
+/// The operator's metric of usage events that it had already.
+const DUPLICATES: &str = "tenantry_usage_events_total{result=\"duplicate\"}";
 /// How long a program may take until it answers.
 const PROGRAM_READY: Duration = Duration::from_secs(60);
 /// An operator that ends sooner than this after its start didn't really run.
@@ -35,7 +37,9 @@ pub(super) struct Parts {
     relay: Option<Process>,
     /// Where the CRM listens on 127.0.0.1.
     pub(super) crm_port: u16,
-    /// Where the operator takes usage events on 127.0.0.1.
+    /// Where the operator's metrics are on 127.0.0.1.
+    port: u16,
+    /// Where it takes usage events.
     api_port: u16,
 }
 
@@ -81,7 +85,7 @@ impl Parts {
         ground.set_env("CRM_URL", &format!("http://127.0.0.1:{crm_port}"))?;
         ground.set_env("TENANTRY_API_URL", &format!("http://127.0.0.1:{api_port}"))?;
         ground.set_env("TENANTRY_LEDGER_URL", ledger)?;
-        let parts = Self { operator, agent, crm, relay: None, crm_port, api_port };
+        let parts = Self { operator, agent, crm, relay: None, crm_port, port, api_port };
         parts.tell_pids(ground)?;
         Ok(parts)
     }
@@ -168,6 +172,16 @@ impl Parts {
             ended.start_again()?;
             self.tell_pids(ground)?;
         }
+    }
+
+    /// How many usage events came that the operator's ledger had already.
+    pub(super) fn duplicates(&self) -> Result<u64, Error> {
+        let metrics = http::get(self.port, "localhost", "/metrics").map_err(|why| Error::Missing {
+            what: format!("the operator's metrics can't be read: {why}"),
+            hint: "log/operator.log in the demo's folder tells more".into(),
+        })?;
+        let line = metrics.body.lines().find_map(|line| line.strip_prefix(DUPLICATES));
+        Ok(line.and_then(|number| number.trim().parse().ok()).unwrap_or(0))
     }
 
     /// Those that may be killed at any moment, and are started again.
