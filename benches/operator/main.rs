@@ -9,6 +9,7 @@ mod drift;
 mod fleet;
 mod ground;
 mod onboarding;
+mod pipeline;
 mod processors;
 mod record;
 mod replay;
@@ -81,6 +82,8 @@ enum Figure {
     Dedicated,
     /// (i): calls of record_usage
     Usage,
+    /// (j), (k): usage from the transaction into the ledger and into status
+    Pipeline,
 }
 
 fn main() -> Result<()> {
@@ -154,7 +157,10 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         operator.stop()?;
         operator = onboarding::measure(&ground, report, "dedicated", args.dedicated).await?;
     }
-    drop(operator);
+    operator.stop()?;
+    if wants(Figure::Pipeline) {
+        pipeline::measure(&ground, report).await?;
+    }
     Ok(())
 }
 

@@ -164,7 +164,9 @@ fn send_again(
     let mut resync = Command::new(tenantry);
     resync.args(["ledger", "resync", "--since", "1h"]).env("KUBECONFIG", ground.kubeconfig());
     let said = complete(&mut resync)?;
-    let events: u64 = said.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or(0);
+    // A table of databases, and a sentence that begins with their sum.
+    let sum = said.trim().lines().last().and_then(|line| line.split_whitespace().next());
+    let events: u64 = sum.and_then(|sum| sum.parse().ok()).unwrap_or(0);
     let since = Instant::now();
     loop {
         let duplicates = parts.duplicates()? - before;
