@@ -38,7 +38,15 @@ impl Line {
 pub(super) async fn agree(client: Client, crm_port: u16, patience: Duration) -> Result<String, Error> {
     let since = Instant::now();
     loop {
-        let lines = look(client.clone(), crm_port).await?;
+        let lines = match look(client.clone(), crm_port).await {
+            Ok(lines) => lines,
+            // A server that was just killed may not answer yet.
+            Err(_) if since.elapsed() < patience => {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if !lines.is_empty() && lines.iter().all(Line::agrees) {
             return Ok(table(&lines));
         }
