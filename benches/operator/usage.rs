@@ -49,9 +49,15 @@ pub async fn measure(report: &mut Report, each: Duration) -> Result<()> {
     for _ in 0..MOST {
         of_one.push(client(&postgres, &logins[0]).await?);
     }
-    for client in &clients {
-        let table = "CREATE TABLE IF NOT EXISTS things (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text)";
-        client.batch_execute(table).await?;
+    // As a migration makes it: the application itself may make no tables.
+    let superuser = connect(&postgres, "postgres", postgres.superuser_password()).await?;
+    for login in &logins {
+        let schema = &login.schema;
+        let table = format!(
+            "CREATE TABLE {schema}.things (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
+             GRANT INSERT ON {schema}.things TO PUBLIC"
+        );
+        superuser.batch_execute(&table).await?;
     }
     for (writers, name) in [(1, "1 writer"), (16, "16 writers"), (MOST, "64 writers")] {
         compare(report, &format!("one meter, {name}"), &of_one[..writers], each).await?;
@@ -174,9 +180,13 @@ async fn prepare(postgres: &Postgres) -> Result<Vec<Credentials>> {
 }
 
 async fn client(postgres: &Postgres, login: &Credentials) -> Result<Client> {
+    connect(postgres, &login.username, login.password.expose()).await
+}
+
+async fn connect(postgres: &Postgres, user: &str, password: &str) -> Result<Client> {
     let mut config = tokio_postgres::Config::new();
-    config.host(postgres.host()).port(postgres.port()).user(&login.username).password(login.password.expose());
-    let (client, connection) = config.dbname(&login.database).connect(NoTls).await?;
+    config.host(postgres.host()).port(postgres.port()).user(user).password(password).dbname(DATABASE);
+    let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }

@@ -22,6 +22,12 @@ use super::tls::{connector, explain};
 /// ledger was restored, and how many days ahead there is room for more.
 pub(super) const KEEP_OUTBOX: &str = "SELECT tenantry.keep_outbox(7, 8)";
 
+/// How a session is set up. Rows are found by their key, whatever the server believes about the
+/// table: it was small when it was last looked at, and a burst has filled it since. For the same
+/// reason a row that was found and locked is changed by its place (ctid), and not by a join.
+const SETUP: &str = "SET search_path = pg_catalog; SET statement_timeout = '15s'; SET lock_timeout = '5s';
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off";
+
 /// How often a statement is tried again that met another relay's.
 const RACES: usize = 20;
 
@@ -51,8 +57,8 @@ const LEASE: &str = "
     ), share AS (
         SELECT greatest(1, $1 / greatest(1, count(id))) AS size FROM tenant
     ), due AS MATERIALIZED (
-        SELECT d.* FROM share, tenant CROSS JOIN LATERAL (
-            SELECT o.tenant, o.meter, o.epoch, o.sequence FROM tenantry.outbox o
+        SELECT d.row FROM share, tenant CROSS JOIN LATERAL (
+            SELECT o.ctid AS row FROM tenantry.outbox o
              WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant = tenant.id
                AND (o.lease_until IS NULL OR o.lease_until <= clock_timestamp())
              ORDER BY o.meter, o.epoch, o.sequence LIMIT share.size
@@ -61,9 +67,7 @@ const LEASE: &str = "
     )
     UPDATE tenantry.outbox o
        SET lease_until = clock_timestamp() + make_interval(secs => $2), attempts = o.attempts + 1
-      FROM due
-     WHERE o.acked_at IS NULL AND o.dead_at IS NULL
-       AND o.tenant = due.tenant AND o.meter = due.meter AND o.epoch = due.epoch AND o.sequence = due.sequence
+     WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.ctid = ANY (ARRAY(SELECT row FROM due))
     RETURNING o.event_id, o.tenant, o.meter, o.epoch, o.sequence, o.kind, o.delta, o.value, o.subject, o.reason,
               o.actor, o.occurred_at, o.period_start, o.first_sequence, o.first_at, o.low, o.high, o.moment::text,
               o.attempts";
@@ -74,19 +78,25 @@ const SETTLE: &str = "
     WITH told (tenant, meter, epoch, sequence, event, outcome, pause, error) AS (
         SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::text[], $7::float8[], $8::text[])
     ), mine AS MATERIALIZED (
-        SELECT o.tenant, o.meter, o.epoch, o.sequence, told.outcome, told.pause, told.error
-          FROM tenantry.outbox o JOIN told USING (tenant, meter, epoch, sequence)
-         WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.event_id = told.event
-           FOR UPDATE OF o SKIP LOCKED
+        SELECT o.row, told.outcome, told.pause, told.error
+          FROM told CROSS JOIN LATERAL (
+            SELECT o.ctid AS row FROM tenantry.outbox o
+             WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant = told.tenant AND o.meter = told.meter
+               AND o.epoch = told.epoch AND o.sequence = told.sequence AND o.event_id = told.event
+               FOR UPDATE SKIP LOCKED) AS o
+    ), acked AS (
+        UPDATE tenantry.outbox o SET acked_at = clock_timestamp(), lease_until = NULL, last_error = NULL
+         WHERE o.acked_at IS NULL AND o.dead_at IS NULL
+           AND o.ctid = ANY (ARRAY(SELECT row FROM mine WHERE outcome = 'acked'))
     )
     UPDATE tenantry.outbox o
-       SET acked_at = CASE WHEN mine.outcome = 'acked' THEN clock_timestamp() END,
-           dead_at = CASE WHEN mine.outcome = 'dead' THEN clock_timestamp() END,
-           lease_until = CASE WHEN mine.outcome = 'later' THEN clock_timestamp() + make_interval(secs => mine.pause) END,
-           last_error = left(mine.error, 500)
-      FROM mine
+       SET (dead_at, lease_until, last_error) = (
+               SELECT CASE WHEN mine.outcome = 'dead' THEN clock_timestamp() END,
+                      CASE WHEN mine.outcome = 'later' THEN clock_timestamp() + make_interval(secs => mine.pause) END,
+                      left(mine.error, 500)
+                 FROM mine WHERE mine.row = o.ctid)
      WHERE o.acked_at IS NULL AND o.dead_at IS NULL
-       AND o.tenant = mine.tenant AND o.meter = mine.meter AND o.epoch = mine.epoch AND o.sequence = mine.sequence";
+       AND o.ctid = ANY (ARRAY(SELECT row FROM mine WHERE outcome <> 'acked'))";
 
 /// How much waits, at most so many rows counted, and since when; and how much is dead.
 const SIZE: &str = "
@@ -279,8 +289,7 @@ impl Outbox {
             .application_name(name);
         let client = connector.connect(&config).await;
         let client = client.map_err(|error| explain(&access.host, access.port, &access.user, &error))?;
-        let setup = "SET search_path = pg_catalog; SET statement_timeout = '15s'; SET lock_timeout = '5s'";
-        client.batch_execute(setup).await.map_err(|error| failed("can't prepare the session", &error))?;
+        client.batch_execute(SETUP).await.map_err(|error| failed("can't prepare the session", &error))?;
         Ok(Self { client })
     }
 

@@ -8,7 +8,7 @@ use tenantry::database::{LeasedEvent, Outbox, OutboxKind, RelayAccess, Settlemen
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::support::{Ground, Guest, connect, one, refused, rows, shared_server};
+use crate::support::{Ground, Guest, connect, one, refused, rows, shared_server, until};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -199,6 +199,38 @@ async fn a_tenant_with_many_events_leaves_room_for_the_others() {
     }
     assert!(quiet.iter().all(|id| of.get(id) == Some(&1)), "{of:?}");
     assert_eq!(of[&busy.id], 25, "a quarter of the batch: {of:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_into_a_table_that_was_small_is_never_read_as_a_whole() {
+    let (ground, _guest, client, outbox) = ground().await;
+    let superuser = ground.superuser().await;
+    // As after the last look of autovacuum: nothing was there.
+    superuser
+        .batch_execute(
+            "ALTER TABLE tenantry.outbox_pending SET (autovacuum_enabled = off); ANALYZE tenantry.outbox_pending",
+        )
+        .await
+        .expect("analyzed");
+    let burst = "SELECT count(record_usage('accounts', n % 2, NULL)) FROM generate_series(1, 20000) AS n";
+    client.batch_execute(burst).await.expect("counted");
+    drop(client);
+    let scanned = "SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid)
+                     FROM pg_stat_user_tables t WHERE relid = 'tenantry.outbox_pending'::regclass";
+    let read = async || one(&superuser, scanned).await.parse::<i64>().expect("a number");
+    let before = read().await;
+    for _ in 0..3 {
+        let leased = outbox.lease(100, LEASE).await.expect("leased");
+        assert_eq!(leased.len(), 100);
+        settle(&outbox, &all(&leased, &Settlement::Acknowledged)).await;
+    }
+    // A session that has ended has told what it did.
+    drop(outbox);
+    let moved = "SELECT n_tup_ins >= 300 FROM pg_stat_user_tables
+                  WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"outbox_sent_\"YYYYMMDD')";
+    until("what it did is told", async || one(&superuser, moved).await == "t").await;
+    let rows = read().await - before;
+    assert!(rows < 10_000, "{rows} of 20,000 rows were read to send 300");
 }
 
 #[tokio::test(flavor = "multi_thread")]
