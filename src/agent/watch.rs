@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 
 use super::binding::{SECRET_TYPE, SecretKey};
 use super::keeper::Keeper;
-use crate::api::LABEL_TENANT;
+use crate::{
+    api::LABEL_TENANT,
+    cluster::{Delays, Reconnect},
+};
 
 /// Secrets per page of a list: a page is what the agent holds of other people's data at a time.
 const PAGE_SIZE: u32 = 50;
@@ -118,67 +120,6 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
-/// Delays that double from `first` to `most`, each shortened by up to a half at random so that agents don't come in step.
-#[derive(Clone, Debug)]
-struct Delays {
-    first: Duration,
-    most: Duration,
-    next: Duration,
-}
-
-impl Delays {
-    fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, next: first }
-    }
-
-    fn take(&mut self) -> Duration {
-        let delay = self.next;
-        self.next = (delay * 2).min(self.most);
-        delay.mul_f64(rand::random_range(0.5..=1.0))
-    }
-
-    fn reset(&mut self) {
-        self.next = self.first;
-    }
-}
-
-/// The backoff of the watch. Kube's own goes up to half a minute; a new tenant should not wait that long for its files
-/// once the API server is back.
-struct Reconnect {
-    delays: Delays,
-    last: Option<Instant>,
-}
-
-impl Reconnect {
-    /// A connection that held this long was a good one. A shorter one may be a server that accepts and then fails,
-    /// which the watcher reports as success first.
-    const STEADY: Duration = Duration::from_secs(20);
-}
-
-impl Default for Reconnect {
-    fn default() -> Self {
-        Self { delays: Delays::new(Duration::from_millis(200), Duration::from_secs(5)), last: None }
-    }
-}
-
-impl Iterator for Reconnect {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        if self.last.is_some_and(|last| now.duration_since(last) > Self::STEADY) {
-            self.delays.reset();
-        }
-        self.last = Some(now);
-        Some(self.delays.take())
-    }
-}
-
-impl Backoff for Reconnect {
-    /// Success alone doesn't reset; see [`Reconnect::STEADY`].
-    fn reset(&mut self) {}
-}
-
 /// When to try again what could not be written.
 struct Retries {
     delays: Delays,
@@ -253,29 +194,6 @@ fn is_forbidden(error: &watcher::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn delays_double_up_to_a_bound_and_start_again() {
-        let mut delays = Delays::new(Duration::from_millis(100), Duration::from_millis(300));
-        let bounds = [(50, 100), (100, 200), (150, 300), (150, 300)];
-        for (least, most) in bounds {
-            let delay = delays.take();
-            assert!(delay >= Duration::from_millis(least) && delay <= Duration::from_millis(most), "{delay:?}");
-        }
-        delays.reset();
-        assert!(delays.take() <= Duration::from_millis(100));
-    }
-
-    #[test]
-    fn a_list_that_fails_after_its_beginning_does_not_reset_the_backoff() {
-        let mut backoff = Reconnect::default();
-        let mut last = Duration::ZERO;
-        for _ in 0..10 {
-            last = backoff.next().expect("never gives up");
-            backoff.reset();
-        }
-        assert!(last >= Duration::from_millis(2500), "{last:?}");
-    }
 
     #[test]
     fn a_retry_is_planned_once_and_forgotten_when_nothing_is_behind() {

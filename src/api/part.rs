@@ -26,46 +26,15 @@ pub trait StatusPart: Clone + PartialEq + Serialize {
     fn within(self, whole: Self::Whole) -> Self::Whole;
 }
 
-impl StatusPart for ApplicationStatus {
-    type Whole = Self;
-    const MANAGER: &'static str = FIELD_MANAGER;
+/// A status that has one writer.
+pub trait OneWriter: Clone + Default + PartialEq + Serialize {}
 
-    fn of(whole: &Self) -> Self {
-        whole.clone()
-    }
+impl OneWriter for ApplicationStatus {}
+impl OneWriter for DatabaseServerStatus {}
+impl OneWriter for PlanStatus {}
+impl OneWriter for PoolStatus {}
 
-    fn within(self, _: Self) -> Self {
-        self
-    }
-}
-
-impl StatusPart for DatabaseServerStatus {
-    type Whole = Self;
-    const MANAGER: &'static str = FIELD_MANAGER;
-
-    fn of(whole: &Self) -> Self {
-        whole.clone()
-    }
-
-    fn within(self, _: Self) -> Self {
-        self
-    }
-}
-
-impl StatusPart for PlanStatus {
-    type Whole = Self;
-    const MANAGER: &'static str = FIELD_MANAGER;
-
-    fn of(whole: &Self) -> Self {
-        whole.clone()
-    }
-
-    fn within(self, _: Self) -> Self {
-        self
-    }
-}
-
-impl StatusPart for PoolStatus {
+impl<T: OneWriter> StatusPart for T {
     type Whole = Self;
     const MANAGER: &'static str = FIELD_MANAGER;
 

@@ -3,6 +3,7 @@
 mod apply;
 mod children;
 mod client;
+mod delays;
 mod drift;
 mod error;
 mod fence;
@@ -16,6 +17,7 @@ mod watches;
 pub use apply::{Applied, Cluster, Deleted, api_resource};
 pub use children::{Children, Extract, Key, Observed, Owner, desired_hash};
 pub use client::client;
+pub use delays::{Delays, Reconnect, after, jittered};
 pub use drift::{Drift, Path, compare, is_ours, template_differs, template_is_touched};
 pub use error::{Error, ErrorClass, Result};
 pub use guard::{Call, Calls, TermOver};

@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::access::Access;
-use super::delays::{Delays, jittered};
 use super::gate::Pass;
 use super::{Shared, batch, send};
+use crate::cluster::{Delays, jittered};
 use crate::database::{Error, ErrorClass, LeasedEvent, Mark, Outbox, Result, Settlement, TenantId};
 
 /// The part of its quiet time after which a database is asked again, and the bounds of that.

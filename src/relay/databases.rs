@@ -8,7 +8,6 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::watch;
@@ -19,8 +18,7 @@ use tracing::{Instrument as _, info_span};
 use super::Shared;
 use super::access::Access;
 use super::database::Database;
-use super::delays::Delays;
-use crate::api::LABEL_RELAY;
+use crate::{api::LABEL_RELAY, cluster::Reconnect};
 
 /// Secrets per page of a list.
 const PAGE_SIZE: u32 = 100;
@@ -149,41 +147,4 @@ impl Databases {
             tracing::warn!("some batches were under way for too long; they are sent again when their leases are over");
         }
     }
-}
-
-/// The backoff of the watch. Kube's own goes up to half a minute; a new database should not wait
-/// that long once the API server is back.
-struct Reconnect {
-    delays: Delays,
-    last: Option<Instant>,
-}
-
-impl Reconnect {
-    /// A connection that held this long was a good one. A shorter one may be a server that accepts
-    /// and then fails, which the watcher reports as success first.
-    const STEADY: Duration = Duration::from_secs(20);
-}
-
-impl Default for Reconnect {
-    fn default() -> Self {
-        Self { delays: Delays::new(Duration::from_millis(200), Duration::from_secs(5)), last: None }
-    }
-}
-
-impl Iterator for Reconnect {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        if self.last.is_some_and(|last| now.duration_since(last) > Self::STEADY) {
-            self.delays.reset();
-        }
-        self.last = Some(now);
-        Some(self.delays.take())
-    }
-}
-
-impl Backoff for Reconnect {
-    /// Success alone doesn't reset; see [`Reconnect::STEADY`].
-    fn reset(&mut self) {}
 }

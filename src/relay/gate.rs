@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::delays;
+use crate::cluster;
 
 /// The pause after the first failure, and the longest one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -115,7 +115,7 @@ impl Pass<'_> {
             state.failures = state.failures.saturating_add(1);
         }
         let own = match is_new {
-            true => now + delays::after(state.failures, self.gate.first, self.gate.most),
+            true => now + cluster::after(state.failures, self.gate.first, self.gate.most),
             false => now,
         };
         let asked = now + asked.unwrap_or_default().min(LONGEST_ASKED);

@@ -17,7 +17,6 @@ mod api;
 mod batch;
 mod database;
 mod databases;
-mod delays;
 mod gate;
 mod listen;
 mod metrics;

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 
+use super::Shared;
 use super::api::Reply;
 use super::batch::{Fate, body, fates};
 use super::gate::Pass;
 use super::metrics::Sent;
-use super::{Shared, delays};
+use crate::cluster;
 use crate::database::{LeasedEvent, Settlement};
 
 /// How often an event may be sent that the API refuses as a whole, where nothing shows that
@@ -174,7 +175,7 @@ pub(super) async fn tell(shared: &Shared, pass: Pass<'_>, parts: &[Box<RawValue>
 }
 
 fn settlement(attempts: i32, told: Told, others_pass: bool) -> Settlement {
-    let pause = || delays::after(u32::try_from(attempts).unwrap_or(1), FIRST_PAUSE, LONGEST_PAUSE);
+    let pause = || cluster::after(u32::try_from(attempts).unwrap_or(1), FIRST_PAUSE, LONGEST_PAUSE);
     match told {
         Told::Fate(Fate::Taken) => Settlement::Acknowledged,
         Told::Fate(Fate::Deferred(error)) => Settlement::Later { pause: pause(), error },
