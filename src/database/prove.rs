@@ -84,6 +84,8 @@ impl Server {
             options: None,
         };
         let (client, _place) = self.pool.visit(&login).await?;
+        // A login takes round trips, and the process may have been held up in the midst of them.
+        self.pool.check_term()?;
         self.pool.count(1);
         let doing = format!("login {} can't be proven", credentials.username);
         let patience = self.pool.config.timeouts.statement;
