@@ -23,7 +23,7 @@ use crate::{
 /// often enough that the minute holds sweeps.
 const SWEEP: &str = "30s";
 /// How long the operator is watched at rest.
-const MINUTE: Duration = Duration::from_secs(60);
+pub const MINUTE: Duration = Duration::from_secs(60);
 
 /// Fills up to this many pooled tenants, all Ready.
 pub async fn fill(ground: &Ground, report: &mut Report, operator: &Operator, size: usize) -> Result<()> {

@@ -8,6 +8,7 @@ mod bulkhead;
 mod drift;
 mod fleet;
 mod ground;
+mod metered;
 mod onboarding;
 mod pipeline;
 mod processors;
@@ -82,6 +83,8 @@ enum Figure {
     Dedicated,
     /// (i): calls of record_usage
     Usage,
+    /// (l): a ledger for all tenants, at rest and while they count
+    Metered,
     /// (j), (k): usage from the transaction into the ledger and into status
     Pipeline,
 }
@@ -123,7 +126,7 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     } else {
         ground.operator(&[])?
     };
-    let of_fleet = [Figure::Rest, Figure::Restart, Figure::Memory, Figure::Drift, Figure::Limit];
+    let of_fleet = [Figure::Rest, Figure::Restart, Figure::Memory, Figure::Drift, Figure::Limit, Figure::Metered];
     if of_fleet.into_iter().any(wants) {
         ground.await_server("main").await?;
         fleet::fill(&ground, report, &operator, args.tenants).await?;
@@ -144,6 +147,9 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         }
         if wants(Figure::Limit) {
             fleet::limit(&ground, report).await?;
+        }
+        if wants(Figure::Metered) {
+            operator = metered::measure(&ground, report, operator).await?;
         }
     }
     if wants(Figure::Bulkhead) {

@@ -52,7 +52,11 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     let taken_over = calls(&audit.events(mark)?);
     println!("  after the bare client, the operator finds to change: {}", writes_listed(&taken_over));
 
-    let (mark, statements) = (audit.mark()?, operator.metric("tenantry_database_statements_total", &[])?);
+    let sql = || -> Result<_> {
+        let count = |name| operator.metric(name, &[]);
+        Ok((count("tenantry_database_statements_total")?, count("tenantry_database_connections_opened_total")?))
+    };
+    let (mark, before) = (audit.mark()?, sql()?);
     let usage = Usage::now(ground, Some(&operator))?;
     let bodies = tenants(tier, "own", count);
     let start = Instant::now();
@@ -81,7 +85,8 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     );
     let calls = calls(&audit.events(mark)?);
     let (writes, reads) = writes_and_reads(&calls);
-    let statements = operator.metric("tenantry_database_statements_total", &[])?.saturating_sub(statements);
+    let now = sql()?;
+    let each = |now: u64, before: u64| now.saturating_sub(before) as f64 / count as f64;
     report.add(
         "b",
         &format!("API calls per {tier} tenant"),
@@ -96,7 +101,7 @@ pub async fn measure(ground: &Ground, report: &mut Report, tier: &'static str, c
     report.add(
         "b",
         &format!("SQL statements per {tier} tenant"),
-        format!("{:.1}", statements as f64 / count as f64),
+        format!("{:.1}, by {:.1} logins", each(now.0, before.0), each(now.1, before.1)),
         "",
     );
     Ok(operator)

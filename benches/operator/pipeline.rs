@@ -162,10 +162,10 @@ impl Pipeline {
 }
 
 /// A relay of DatabaseServer main, as the ServiceAccount that the operator has made for it.
-struct Relay(Child);
+pub struct Relay(Child);
 
 impl Relay {
-    async fn start(ground: &Ground, api: &str) -> Result<Self> {
+    pub async fn start(ground: &Ground, api: &str) -> Result<Self> {
         let namespace = "tenantry-relay-main";
         let accounts = Api::<ServiceAccount>::namespaced(ground.client.clone(), namespace);
         eventually("the relay's ServiceAccount is there", async || Ok(accounts.get_opt("relay").await?)).await?;
@@ -186,7 +186,7 @@ impl Relay {
         Ok(Self(command.spawn().context("start the relay")?))
     }
 
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -198,9 +198,11 @@ impl Drop for Relay {
     }
 }
 
-/// Makes a ledger; how the operator reaches it.
-async fn ledger(postgres: &Postgres) -> Result<String> {
+/// An empty ledger; how the operator reaches it.
+pub async fn ledger(postgres: &Postgres) -> Result<String> {
     let client = superuser(postgres, "postgres").await?;
+    client.batch_execute("DROP DATABASE IF EXISTS ledger WITH (FORCE)").await?;
+    client.batch_execute("DROP ROLE IF EXISTS ledger_owner, ledger_login").await?;
     for statement in [
         "CREATE ROLE ledger_owner LOGIN PASSWORD 'owner'",
         "CREATE ROLE ledger_login LOGIN PASSWORD 'login'",
@@ -214,7 +216,7 @@ async fn ledger(postgres: &Postgres) -> Result<String> {
     Ok(url)
 }
 
-async fn superuser(postgres: &Postgres, database: &str) -> Result<Client> {
+pub async fn superuser(postgres: &Postgres, database: &str) -> Result<Client> {
     connect(postgres, "postgres", postgres.superuser_password(), database).await
 }
 

@@ -19,6 +19,8 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::ground::PATIENCE;
 
+/// Where Tenants are listed.
+pub const TENANTS: &str = "/apis/tenantry.io/v1alpha1/tenants";
 /// How many calls of the user's are under way at a time.
 const CALLS: usize = 16;
 
@@ -112,7 +114,7 @@ struct Condition {
 impl Watch {
     /// Watches condition Ready of all Tenants.
     pub async fn tenants(client: &Client) -> Result<Self> {
-        Self::start(client, "/apis/tenantry.io/v1alpha1/tenants", "Ready").await
+        Self::start(client, TENANTS, "Ready").await
     }
 
     /// Watches condition Available of the operator's Deployments; they are named
@@ -122,7 +124,8 @@ impl Watch {
         Self::start(client, &format!("/apis/apps/v1/deployments?{managed}"), "Available").await
     }
 
-    async fn start(client: &Client, path: &str, condition: &'static str) -> Result<Self> {
+    /// Watches one condition of all objects of a kind, by the path of its list.
+    pub async fn start(client: &Client, path: &str, condition: &'static str) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (sender, changed) = watch::channel(0);
         let (client, known) = (client.clone(), Arc::clone(&seen));

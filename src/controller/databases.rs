@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::tenant::Stranger;
 use crate::database::{
     AppliedMigration, DatabaseRecord, DatabaseSpec, Limit, MeterDefinition, PasswordDigest, Purpose, Result, Server,
@@ -94,6 +96,8 @@ pub(super) struct Connected {
     databases: Mutex<HashMap<String, DatabaseIndex>>,
     /// Databases that are being made: many tenants may come to a new one at the same time.
     making: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// For tenants whose database is made with them.
+    newcomers: Arc<Semaphore>,
     /// Whose record is being read anew: each tenant has one of these, with others.
     turns: [tokio::sync::Mutex<()>; TURNS],
     hasher: RandomState,
@@ -144,6 +148,7 @@ impl Connected {
         sslmode: &'static str,
     ) -> Self {
         let health = Mutex::new(Some((Instant::now(), info.clone())));
+        let newcomers = Arc::new(Semaphore::new(server.connections().div_ceil(2)));
         Self {
             server,
             config_hash,
@@ -152,6 +157,7 @@ impl Connected {
             sslmode,
             databases: Mutex::default(),
             making: Mutex::default(),
+            newcomers,
             turns: array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
             strangers: Mutex::default(),
@@ -266,6 +272,14 @@ impl Connected {
         self.made(database);
         self.lock().remove(database);
         Ok(true)
+    }
+
+    /// A turn for a tenant whose database is made with it. There are half as many as the operator
+    /// has connections: each takes one to the new database and now and then a second one. With
+    /// more at a time their connections would take each other's places, and every step of each
+    /// would begin with a login to a database whose catalogs are not in memory yet.
+    pub(super) async fn newcomer(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.newcomers).acquire_owned().await.expect("never closed")
     }
 
     /// The turn of whoever makes or drops a database.

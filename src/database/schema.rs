@@ -71,6 +71,10 @@ impl Server {
         spec.validate()?;
         // Before a connection is held: nothing here holds one and asks for another.
         let facts = self.facts().await?;
+        // The admin's standing connection knows it sooner than a login that is refused.
+        if create && !self.exists(&spec.name).await? {
+            self.create_database(spec).await?;
+        }
         let mut connection = match self.connect(&spec.name).await {
             Ok(connection) => connection,
             // 42501: somebody else's database, which the admin may not even enter.
@@ -244,6 +248,12 @@ impl Server {
             self.admin().await?.run_unfenced("can't close the database to PUBLIC", &script).await?;
         }
         Ok(())
+    }
+
+    async fn exists(&self, name: &str) -> Result<bool> {
+        let query = "SELECT FROM pg_database WHERE datname::text = $1";
+        let rows = self.admin().await?.query("can't look at the database", query, &[(&name, Type::TEXT)]).await?;
+        Ok(!rows.is_empty())
     }
 
     /// Whether a database of `tenantry_owner` was made and not yet marked.

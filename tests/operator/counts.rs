@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::join_all;
 use kube::{
     Api, Client,
     api::{DynamicObject, ListParams},
@@ -11,6 +12,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
+    dedicated::dedicated,
     ground::{Ground, OPERATOR, Operator, apply, eventually, ready_tenant, shared},
     steps::{calm, metric, plan},
     verbs::{application, named, of, ours, patch, read, web},
@@ -100,6 +102,29 @@ async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
     };
     let (before, after) = (in_namespace(&before), in_namespace(&after));
     assert_eq!(after.difference(&before).count(), 10, "two for each of five: {:#?}", after.difference(&before));
+}
+
+#[tokio::test]
+async fn dedicated_tenants_that_come_all_at_once_log_in_as_rarely_as_one() {
+    /// To its database once as the admin, once to migrate, once to be proven.
+    const LOGINS: u64 = 3;
+    const TENANTS: u64 = 16;
+    let ((ground, operator), client) = calm().await;
+    ground.server(&client, "burst", json!({})).await;
+    let server = json!({"database": {"dedicated": {"servers": ["burst"]}}});
+    application(&client, "burst", server).await;
+    let logins = || metric(operator, "tenantry_database_connections_opened_total", "burst");
+    ready_tenant(&client, "burst-first", dedicated("burst", json!({}))).await;
+    let before = logins();
+    let names: Vec<_> = (0..TENANTS).map(|number| format!("burst-{number}")).collect();
+    for name in &names {
+        apply(&client, &super::ground::tenant(name, dedicated("burst", json!({})))).await.expect("a Tenant");
+    }
+    join_all(names.iter().map(|name| super::steps::healed(&client, name))).await;
+    let opened = logins() - before;
+    println!("{TENANTS} dedicated tenants: {opened} logins");
+    // Beside these a few as the admin of the server, and of who was in another's way.
+    assert!(opened <= TENANTS * LOGINS + TENANTS / 2, "{opened} logins for {TENANTS} tenants");
 }
 
 #[tokio::test]

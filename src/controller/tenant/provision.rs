@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{
     Case,
     place::{Place, is_of_another},
@@ -22,6 +24,8 @@ pub(super) struct Provisioned {
     pub(super) issued: Option<IssuedLogin>,
     /// The value of annotation `tenantry.io/rotate` that the Secret's login answers.
     pub(super) rotated: Option<String>,
+    /// Held until its data is complete, where its database is made with it.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Makes the tenant in its database, or brings its settings to what is desired. Sends
@@ -36,6 +40,8 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         return Err(Failure::waiting("DataOfAnotherTenant", message));
     }
     let record = connected.record(&place.database, &place.id);
+    let is_new = place.pool.is_none() && record.is_none() && !connected.is_ready(&place.database);
+    let turn = if is_new { Some(connected.newcomer().await) } else { None };
     match &place.pool {
         Some(name) => check_pool(case.world.pool(name).as_deref(), name, record.is_some())?,
         None => prepare(case, place, &connected).await?,
@@ -58,7 +64,7 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         };
         let (record, issued) = connected.server.create_tenant(&place.database, &spec).await?;
         let record = connected.set_record(&place.database, record);
-        return Ok(Provisioned { connected, record, issued: Some(issued), rotated: None });
+        return Ok(Provisioned { connected, record, issued: Some(issued), rotated: None, _turn: turn });
     };
     if record.state != TenantState::Live {
         return Err(Failure::permanent(
@@ -70,11 +76,11 @@ pub(super) async fn provision(case: &Case<'_>, place: &Place) -> Result<Provisio
         ));
     }
     if record.settings == settings {
-        return Ok(Provisioned { connected, record, issued: None, rotated: None });
+        return Ok(Provisioned { connected, record, issued: None, rotated: None, _turn: turn });
     }
     let record = connected.apply_settings(&place.database, &place.id, settings).await?;
     let record = record.ok_or_else(|| Failure::waiting("DatabaseWaiting", "the tenant's record is being dropped"))?;
-    Ok(Provisioned { connected, record, issued: None, rotated: None })
+    Ok(Provisioned { connected, record, issued: None, rotated: None, _turn: turn })
 }
 
 /// Sees to the database of a tenant of tier bridge or dedicated; pools see to their own.
