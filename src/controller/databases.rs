@@ -23,6 +23,10 @@ use crate::database::{
 /// How many tenants' records are read anew at a time, at most.
 const TURNS: usize = 64;
 
+/// How long a server that is being read may take for one database more: after that it counts as
+/// away, and its tenants say so.
+const READING: Duration = Duration::from_secs(10);
+
 /// The connected servers by the names of their DatabaseServers.
 #[derive(Default)]
 pub(super) struct Databases {
@@ -36,6 +40,20 @@ pub(super) struct Loading {
     pub(super) connected: Arc<Connected>,
     /// The databases that were read.
     pub(super) done: Mutex<BTreeSet<String>>,
+    /// When the last of these was.
+    progress: Mutex<Instant>,
+}
+
+impl Loading {
+    /// One more was read.
+    pub(super) fn progressed(&self) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn is_under_way(&self, now: Instant) -> bool {
+        let last = *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(last) < READING
+    }
 }
 
 impl Databases {
@@ -55,9 +73,17 @@ impl Databases {
         loading.get(name).filter(|loading| loading.connected.config_hash == config_hash).cloned()
     }
 
+    /// Whether a server answers and its records are not all read yet. What is on it can't be
+    /// judged then, and nothing is to be said of it that the next moment takes back.
+    pub(super) fn is_being_read(&self, name: &str) -> bool {
+        let loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        loading.get(name).is_some_and(|loading| loading.is_under_way(Instant::now()))
+    }
+
     /// Begins to read a server's records.
     pub(super) fn begin(&self, name: &str, connected: Connected) -> Arc<Loading> {
-        let loading = Arc::new(Loading { connected: Arc::new(connected), done: Mutex::default() });
+        let (done, progress) = (Mutex::default(), Mutex::new(Instant::now()));
+        let loading = Arc::new(Loading { connected: Arc::new(connected), done, progress });
         // What is changed by way of the old connection meanwhile would be missed.
         if self.get(name).is_none() {
             let mut all = self.loading.lock().unwrap_or_else(PoisonError::into_inner);

@@ -85,3 +85,18 @@ async fn a_copy_that_was_read_before_a_change_is_not_taken_in_after_it() {
     connected.take_in("crm", &id, async { Ok(None) }).await.expect("read");
     assert_eq!(connected.record("crm", &id), None);
 }
+
+#[test]
+fn what_is_on_a_server_is_not_judged_while_one_database_after_the_other_is_read() {
+    let databases = Databases::default();
+    assert!(!databases.is_being_read("main"), "it never answered");
+    let loading = databases.begin("main", connected());
+    assert!(databases.is_being_read("main"));
+    assert!(!databases.is_being_read("other"));
+    let late = Instant::now() + READING;
+    assert!(!loading.is_under_way(late), "it has stopped to answer in the midst of it");
+    loading.progressed();
+    assert!(loading.is_under_way(late - Duration::from_millis(1)), "one more was read");
+    databases.insert("main", Arc::clone(&loading.connected));
+    assert!(!databases.is_being_read("main"), "all were");
+}

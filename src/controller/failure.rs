@@ -68,6 +68,11 @@ impl Failure {
         Self { class: Class::Permanent, reason, message: message.into() }
     }
 
+    /// What is on a server can't be judged yet: its records are being read.
+    pub(super) fn being_read(server: &str) -> Self {
+        Self::waiting("DatabaseBeingRead", format!("the records on DatabaseServer {server} are being read"))
+    }
+
     /// What is wrong with a resource; nothing without faults.
     pub(super) fn of(faults: &[Fault]) -> Option<Self> {
         faults.first().map(|fault| Self::permanent(fault.reason, join_faults(faults)))

@@ -39,6 +39,9 @@ pub(super) async fn reconcile(pool: Arc<Pool>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*pool) {
         return Ok(None);
     }
+    if world.databases.is_being_read(&pool.spec.server) {
+        return Err(Failure::being_read(&pool.spec.server));
+    }
     if pool.metadata.deletion_timestamp.is_some() {
         return finalize(&pool, &world).await;
     }

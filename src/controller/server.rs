@@ -253,7 +253,15 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     let connected = Arc::clone(&loading.connected);
     let adopt = to_adopt(server, world);
     let listed = connected.server.list_databases().await?;
-    let read = |database: DatabaseRecord| (database.name.clone(), load(world, &connected, database, adopt));
+    let read = |database: DatabaseRecord| {
+        let (name, loading, connected) = (database.name.clone(), &loading, &connected);
+        let reading = async move {
+            load(world, connected, database, adopt).await?;
+            loading.progressed();
+            Ok::<_, Failure>(())
+        };
+        (name, reading)
+    };
     let databases = listed.into_iter().map(read).collect();
     // Each uses one connection after the other, and is to find its own again.
     go_on(&loading.done, databases, connected.server.connections().div_ceil(2)).await?;
@@ -264,12 +272,11 @@ async fn connect(server: &DatabaseServer, world: &Arc<World>) -> Result<ServerIn
     }
     world.push_pools(|pool| pool.spec.server == name);
     world.push_waiting();
-    // Pools see to their tenants' databases.
-    let looks_after_its_own = |tenant: &crate::api::Tenant| {
-        let server = tenant.status.as_ref().and_then(|status| status.database.as_ref()).map(|it| it.server.as_str());
-        server == Some(name.as_str()) && super::tenant::has_own_namespace(tenant)
+    let is_here = |tenant: &crate::api::Tenant| {
+        let database = tenant.status.as_ref().and_then(|status| status.database.as_ref());
+        database.is_some_and(|database| database.server == name)
     };
-    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some() || looks_after_its_own(tenant));
+    world.push_tenants(|tenant| tenant.metadata.deletion_timestamp.is_some() || is_here(tenant));
     Ok(info)
 }
 

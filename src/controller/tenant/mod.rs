@@ -85,6 +85,11 @@ async fn look_at(tenant: &Tenant, world: &Arc<World>) -> Outcome {
     if super::is_paused(tenant) {
         return Ok(None);
     }
+    if let Some(place) = place::known(tenant, world)
+        && world.databases.is_being_read(&place.server)
+    {
+        return Err(Failure::being_read(&place.server));
+    }
     let name = tenant.name_any();
     if tenant.metadata.deletion_timestamp.is_some() {
         return finalize::finalize(tenant, world).await;
