@@ -263,15 +263,16 @@ fn projected(
 /// Writes what is planned, what is urgent first, at a bounded rate.
 pub(super) async fn write(world: &Arc<World>, work: &UsageWork) {
     let mut pace = interval(PACE);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut running = FuturesUnordered::new();
     loop {
+        let next = async {
+            pace.tick().await;
+            work.board.to_write().await
+        };
         tokio::select! {
             Some(()) = running.next(), if !running.is_empty() => {}
-            (name, write) = work.board.to_write(), if running.len() < AT_A_TIME => {
-                pace.tick().await;
-                running.push(write_one(world, work, name, write));
-            }
+            (name, write) = next, if running.len() < AT_A_TIME => running.push(write_one(world, work, name, write)),
         }
     }
 }
