@@ -73,6 +73,8 @@ enum Figure {
     Restart,
     /// (e): resident memory
     Memory,
+    /// (e): resident memory, while tenants come and go for good
+    Churn,
     /// (f): repair of what was changed by hand
     Drift,
     /// (g): a plan's limit, until it is enforced on all
@@ -156,6 +158,10 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         ground.await_server("main").await?;
         bulkhead::measure(&ground, report, args.frozen, args.frozen / 5).await?;
     }
+    if wants(Figure::Churn) {
+        ground.await_server("main").await?;
+        churn(&ground, report, &operator).await?;
+    }
     if wants(Figure::Memory) {
         emptied(&ground, report, &operator, base).await?;
     }
@@ -200,6 +206,37 @@ async fn memory(ground: &Ground, report: &mut Report, operator: &Operator, when:
             megabytes(most)
         ),
         "10 kB per tenant over 40 MB",
+    );
+    Ok(())
+}
+
+/// How many tenants come and go at a time, and how often.
+const COMERS: (usize, usize) = (500, 4);
+
+/// (e) What an operator takes while tenants are made and deleted, with their data, again and again.
+async fn churn(ground: &Ground, report: &mut Report, operator: &Operator) -> Result<()> {
+    let watch = Watch::tenants(&ground.client).await?;
+    let (each, rounds) = COMERS;
+    let mut resident = vec![format!("{:.1} MB", megabytes(operator.memory("VmRSS")?))];
+    for round in 0..rounds {
+        let mut bodies = onboarding::tenants("pooled", &format!("comer{round}x"), each);
+        let names: Vec<_> =
+            bodies.iter().filter_map(|body| body["metadata"]["name"].as_str().map(str::to_owned)).collect();
+        for body in &mut bodies {
+            body["spec"]["deletionPolicy"] = "Delete".into();
+        }
+        tenants::create_all(&ground.client, bodies).await?;
+        watch.await_holding(&format!("comer{round}x"), each).await?;
+        tenants::delete_all(&ground.client, &names).await?;
+        watch.await_gone(&format!("comer{round}x")).await?;
+        settle(ground, Duration::from_secs(15)).await?;
+        resident.push(format!("{:.1} MB", megabytes(operator.memory("VmRSS")?)));
+    }
+    report.add(
+        "e",
+        &format!("resident before, and after each of {rounds} times {each} tenants made and deleted (Delete)"),
+        resident.join(", "),
+        "the last as the first",
     );
     Ok(())
 }
