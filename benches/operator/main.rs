@@ -55,6 +55,12 @@ struct Args {
     /// How many tenants a frozen server has
     #[arg(long, default_value_t = 500)]
     frozen: usize,
+    /// How many tenants count, for what is on its way from the transaction
+    #[arg(long, default_value_t = 100)]
+    counting: usize,
+    /// How many events of theirs wait for the relay
+    #[arg(long, default_value_t = 200_000)]
+    waiting: usize,
     /// Write the table to docs/performance.md
     #[arg(long)]
     write: bool,
@@ -87,7 +93,7 @@ enum Figure {
     Usage,
     /// (l): a ledger for all tenants, at rest and while they count
     Metered,
-    /// (j), (k): usage from the transaction into the ledger and into status
+    /// (j), (k): usage from the transaction into the ledger, to who reads it there, and into status
     Pipeline,
 }
 
@@ -171,7 +177,7 @@ async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     }
     operator.stop()?;
     if wants(Figure::Pipeline) {
-        pipeline::measure(&ground, report).await?;
+        pipeline::measure(&ground, report, args.counting, args.waiting).await?;
     }
     Ok(())
 }

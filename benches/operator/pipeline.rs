@@ -1,4 +1,5 @@
-//! (j), (k): from a tenant's transaction through relay, API and ledger into its status.
+//! (j), (k): from a tenant's transaction through relay, API and ledger to those who read: over HTTP
+//! from the API, and from its status.
 
 use std::{
     fs::File,
@@ -8,30 +9,47 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use devcluster::Postgres;
 use futures::{StreamExt as _, TryStreamExt as _, pin_mut};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    header::{AUTHORIZATION, HeaderValue},
+};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{
     Api,
     runtime::{WatchStreamExt as _, watcher},
 };
-use tenantry::{api::Tenant, metering::ledger::Ledger};
+use serde_json::json;
+use tenantry::{
+    api::{Tenant, TenantUsage},
+    metering::ledger::Ledger,
+    web::UsageReading,
+};
 use tokio_postgres::{Client, NoTls};
 
 use crate::{
-    ground::{Ground, Operator, eventually},
+    ground::{Ground, Operator, PATIENCE, eventually},
     onboarding::tenants,
     report::{Report, quantile},
     tenants::{Watch, create_all},
 };
 
-/// How many events wait when the relay is started.
-const WAITING: usize = 200_000;
-/// How many tenants count.
-const TENANTS: usize = 100;
-/// How many of a call's events are made in one transaction.
+/// How many of a tenant's events are made in one transaction.
 const CALLS: usize = 1_000;
+/// How often a status is written at most, as the operator has it by itself (`--usage-interval`).
+/// A time in a status is in whole seconds.
+const INTERVAL: SignedDuration = SignedDuration::from_secs(11);
+/// How long a reader waits after an answer until it asks again.
+const AGAIN: Duration = Duration::from_millis(5);
 /// Between two changes of the meter whose way is timed: none waits for another.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -39,15 +57,18 @@ const PAUSE: Duration = Duration::from_millis(250);
 struct Pipeline {
     operator: Operator,
     api: String,
-    ledger: Ledger,
-    clients: Vec<(String, String, Client)>,
+    clients: Vec<(String, Client)>,
     superuser: Client,
 }
 
-/// Measures the relay's drain, and the way of single changes.
-pub async fn measure(ground: &Ground, report: &mut Report) -> Result<()> {
-    let pipeline = Pipeline::start(ground).await?;
-    pipeline.fill().await?;
+/// Measures the relay's drain of about `waiting` events of so many tenants, and the way of single
+/// changes.
+pub async fn measure(ground: &Ground, report: &mut Report, tenants: usize, waiting: usize) -> Result<()> {
+    let calls = waiting / CALLS / tenants.max(1);
+    ensure!(tenants > 0 && calls > 0, "of each tenant {CALLS} events wait at least: raise --waiting");
+    let waiting = calls * CALLS * tenants;
+    let pipeline = Pipeline::start(ground, tenants).await?;
+    pipeline.fill(calls).await?;
     let start = Instant::now();
     let mut relay = Relay::start(ground, &pipeline.api).await?;
     let mut last = Instant::now();
@@ -57,10 +78,10 @@ pub async fn measure(ground: &Ground, report: &mut Report) -> Result<()> {
         Ok((!row.get::<_, bool>(0)).then_some(()))
     })
     .await?;
-    let rate = WAITING as f64 / last.duration_since(start).as_secs_f64();
+    let rate = waiting as f64 / last.duration_since(start).as_secs_f64();
     report.add(
         "j",
-        &format!("{WAITING} events that waited, through one relay into the ledger"),
+        &format!("{waiting} events that waited, through one relay into the ledger"),
         format!("{rate:.0}/s"),
         "20,000/s",
     );
@@ -71,7 +92,7 @@ pub async fn measure(ground: &Ground, report: &mut Report) -> Result<()> {
 }
 
 impl Pipeline {
-    async fn start(ground: &Ground) -> Result<Self> {
+    async fn start(ground: &Ground, count: usize) -> Result<Self> {
         let postgres = ground.cluster.postgres();
         let ledger_url = ledger(postgres).await?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -79,34 +100,31 @@ impl Pipeline {
         let operator = ground.operator(&["--ledger-url", &ledger_url, "--api-listen", &listen])?;
         ground.await_server("main").await?;
         let watch = Watch::tenants(&ground.client).await?;
-        create_all(&ground.client, tenants("pooled", "meter", TENANTS)).await?;
-        watch.await_holding("meterpooled", TENANTS).await?;
+        create_all(&ground.client, tenants("pooled", "meter", count)).await?;
+        watch.await_holding("meterpooled", count).await?;
         let mut clients = Vec::new();
         for tenant in Api::<Tenant>::all(ground.client.clone()).list(&Default::default()).await? {
             let name = tenant.metadata.name.clone().unwrap_or_default();
             let status = tenant.status.unwrap_or_default();
-            let (Some(id), Some(secret)) = (status.id, status.database.and_then(|database| database.secret_ref)) else {
-                continue;
-            };
+            let Some(secret) = status.database.and_then(|database| database.secret_ref) else { continue };
             if name.starts_with("meterpooled") {
                 let secrets = Api::<Secret>::namespaced(ground.client.clone(), &secret.namespace);
-                clients.push((name, id, of_secret(postgres, &secrets.get(&secret.name).await?).await?));
+                clients.push((name, of_secret(postgres, &secrets.get(&secret.name).await?).await?));
             }
         }
-        let database = clients.first().context("tenants")?.2.query_one("SELECT current_database()::text", &[]).await?;
+        let database = clients.first().context("tenants")?.1.query_one("SELECT current_database()::text", &[]).await?;
         let superuser = superuser(postgres, database.get(0)).await?;
-        Ok(Self { operator, api: format!("http://{listen}"), ledger: Ledger::new(&ledger_url, 1)?, clients, superuser })
+        Ok(Self { operator, api: format!("http://{listen}"), clients, superuser })
     }
 
-    /// Lets events wait: each one call of `record_usage`.
-    async fn fill(&self) -> Result<()> {
-        let each = WAITING / self.clients.len();
+    /// Lets events wait: each one call of `record_usage`, in so many transactions of each tenant.
+    async fn fill(&self, calls: usize) -> Result<()> {
         let statement =
             format!("SELECT count(record_usage('accounts', n % 2, NULL)) FROM generate_series(1, {CALLS}) AS n");
-        let fill = self.clients.iter().map(|(_, _, client)| {
+        let fill = self.clients.iter().map(|(_, client)| {
             let statement = &statement;
             async move {
-                for _ in 0..each / CALLS {
+                for _ in 0..calls {
                     client.batch_execute(statement).await?;
                 }
                 anyhow::Ok(())
@@ -116,48 +134,125 @@ impl Pipeline {
         Ok(())
     }
 
-    /// From the commit of a change until the ledger and until status tell of it, each tenant once.
+    /// Waits until the tenants' statuses tell of all that was drained, and may be written again at
+    /// once.
+    async fn settled(&self, ground: &Ground) -> Result<()> {
+        let all = Api::<Tenant>::all(ground.client.clone());
+        for (name, client) in &self.clients {
+            let row = client.query_one("SELECT value FROM my_limits() WHERE meter = 'accounts'", &[]).await?;
+            let wanted: i64 = row.get(0);
+            eventually("a status tells of what was drained", async || {
+                let Some(usage) = all.get(name).await?.status.and_then(|status| status.usage) else { return Ok(None) };
+                let is_over = Timestamp::now().duration_since(usage.as_of.0) > INTERVAL;
+                Ok((count(&usage, "accounts") == Some(wanted) && is_over).then_some(()))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// From the commit of a change until it is read from the API, and until status tells of it, each
+    /// tenant once.
+    ///
+    /// The API is polled over HTTP on a connection that is kept, as a billing job does it: it is
+    /// asked again [`AGAIN`] after each answer. So what is measured includes the time of an answer,
+    /// and up to that pause.
     async fn time(&self, ground: &Ground, report: &mut Report) -> Result<()> {
-        // What was drained has been told by then, and the pause after each status is over.
-        tokio::time::sleep(Duration::from_secs(15)).await;
-        let (mut ledger, mut status) = (Vec::new(), Vec::new());
+        self.settled(ground).await?;
+        let reader = Reader::start(ground, &self.api).await?;
+        if let Some((name, _)) = self.clients.first() {
+            // The authorizer hears of the right by a watch of its own.
+            eventually("usage may be read", async || Ok(reader.users(name).await?.map(drop))).await?;
+        }
+        let (mut read, mut status) = (Vec::new(), Vec::new());
         let all = Api::<Tenant>::all(ground.client.clone());
         let events = watcher(all, watcher::Config::default()).default_backoff().applied_objects();
         pin_mut!(events);
-        for (name, id, client) in &self.clients {
+        for (name, client) in &self.clients {
             client.batch_execute("SELECT record_usage('users', 1, NULL)").await?;
             let committed = Instant::now();
-            let in_ledger = async {
-                eventually("the ledger has it", async || {
-                    let states = self.ledger.usage(std::slice::from_ref(id)).await?;
-                    Ok(states.iter().any(|it| it.meter == "users" && it.value == 1).then(|| committed.elapsed()))
-                })
-                .await
+            let in_answer = async {
+                while reader.users(name).await? != Some(1) {
+                    ensure!(committed.elapsed() < PATIENCE, "waited in vain until the API tells of a change");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Ok(committed.elapsed())
             };
             let in_status = async {
                 while let Some(tenant) = events.try_next().await? {
                     let usage = tenant.status.as_ref().and_then(|status| status.usage.as_ref());
-                    let users = usage.and_then(|usage| usage.meters.iter().find(|meter| meter.name == "users"));
-                    if tenant.metadata.name.as_ref() == Some(name) && users.is_some_and(|users| users.current == 1) {
+                    let users = usage.and_then(|usage| count(usage, "users"));
+                    if tenant.metadata.name.as_ref() == Some(name) && users == Some(1) {
                         return anyhow::Ok(committed.elapsed());
                     }
                 }
-                anyhow::bail!("the watch has ended")
+                bail!("the watch has ended")
             };
-            let (one, other) = tokio::try_join!(in_ledger, in_status)?;
-            ledger.push(one.as_secs_f64());
+            let (one, other) = tokio::try_join!(in_answer, in_status)?;
+            read.push(one.as_secs_f64());
             status.push(other.as_secs_f64());
             tokio::time::sleep(PAUSE).await;
         }
-        for (what, times, goal) in [("the ledger", &mut ledger, "1 s"), ("Tenant status", &mut status, "2 s")] {
+        for (what, times, goal) in [("the API", &mut read, "1 s"), ("Tenant status", &mut status, "2 s")] {
             report.add(
                 "k",
-                &format!("from the commit of record_usage until {what} has it ({} times)", times.len()),
+                &format!("from the commit of record_usage until {what} tells of it ({} times)", times.len()),
                 format!("p50 {:.3} s, p99 {:.3} s", quantile(times, 0.5), quantile(times, 0.99)),
                 goal,
             );
         }
         Ok(())
+    }
+}
+
+/// The current count of a meter.
+fn count(usage: &TenantUsage, meter: &str) -> Option<i64> {
+    usage.meters.iter().find(|it| it.name == meter).map(|it| it.current)
+}
+
+/// A billing job that reads usage over HTTP.
+struct Reader {
+    http: HttpClient<HttpConnector, Empty<Bytes>>,
+    api: String,
+    authorization: HeaderValue,
+}
+
+impl Reader {
+    async fn start(ground: &Ground, api: &str) -> Result<Self> {
+        let account = json!({"name": "invoicer", "namespace": "billing"});
+        let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "tenantry-viewer"});
+        for object in [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "billing"}}),
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+                "metadata": {"name": "invoicer"}, "roleRef": role,
+                "subjects": [{"kind": "ServiceAccount", "name": "invoicer", "namespace": "billing"}],
+            }),
+        ] {
+            ground.apply(&object).await?;
+        }
+        let token = ground.cluster.service_account_token("billing", "invoicer", Some("tenantry")).await?;
+        Ok(Self {
+            http: HttpClient::builder(TokioExecutor::new()).build_http(),
+            api: api.to_owned(),
+            authorization: HeaderValue::from_str(&format!("Bearer {token}"))?,
+        })
+    }
+
+    /// How many users a tenant has; nothing while it may not be read.
+    async fn users(&self, tenant: &str) -> Result<Option<i64>> {
+        let request = Request::get(format!("{}/v1/tenants/{tenant}/usage", self.api));
+        let request = request.header(AUTHORIZATION, &self.authorization).body(Empty::new())?;
+        let answer = self.http.request(request).await.context("ask the API for usage")?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status == StatusCode::FORBIDDEN {
+            return Ok(None);
+        }
+        ensure!(status == StatusCode::OK, "the API answered {status}: {}", String::from_utf8_lossy(&body));
+        let reading: UsageReading = serde_json::from_slice(&body)?;
+        Ok(reading.usage.as_ref().and_then(|usage| count(usage, "users")))
     }
 }
 

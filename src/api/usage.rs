@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a tenant uses. It is written when something changes, a little later than that happened:
-/// for invoices and programs, ask the ledger.
+/// for invoices and programs, read it from the operator's API (`GET /v1/tenants/NAME/usage`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TenantUsage {

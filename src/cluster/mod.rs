@@ -23,6 +23,6 @@ pub use error::{Error, ErrorClass, Result};
 pub use guard::{Call, Calls, TermOver};
 pub use lease::{Leadership, LeaseSettings, Lost, lead};
 pub use status::{GroupResource, Statuses, add_finalizer, remove_finalizer};
-pub use tokens::review_token;
+pub use tokens::{may_get, review_token};
 pub use watch::{Change, events, reflect, watch_children};
 pub use watches::{Watch, Watched, Watches};

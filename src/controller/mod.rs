@@ -43,6 +43,7 @@ mod world;
 
 pub use connection::server_config;
 pub use settings::OperatorArgs;
+pub use usage::{closed_usage, current_usage};
 
 use std::{
     collections::BTreeMap,

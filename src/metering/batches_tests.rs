@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::metering::{
     event::{OutboxReport, Usage},
-    ledger::{Directory, LedgerEvent, LedgerMark},
+    ledger::{Directory, LedgerEvent, LedgerMark, MeterState, MeteredTenant},
 };
 
 /// What a fault is about, and what the ledger was given.
@@ -79,6 +79,14 @@ impl Store for Faulty {
 
     async fn directory(&self, _: &[String]) -> Result<Directory, LedgerError> {
         Ok(Directory::default())
+    }
+
+    async fn tenant_named(&self, _: &str) -> Result<Option<MeteredTenant>, LedgerError> {
+        Ok(None)
+    }
+
+    async fn usage(&self, _: &[String]) -> Result<Vec<MeterState>, LedgerError> {
+        Ok(Vec::new())
     }
 
     async fn tenant_of_namespace(&self, _: &str) -> Result<Option<String>, LedgerError> {

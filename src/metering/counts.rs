@@ -42,11 +42,14 @@ pub enum Denial {
     NoServiceAccount,
     /// Its ServiceAccount is in a namespace that is no tenant's and no relay's.
     ForeignNamespace,
+    /// Its user may not read this tenant.
+    Forbidden,
 }
 
 impl Denial {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::NoToken, Self::BadToken, Self::NoServiceAccount, Self::ForeignNamespace];
+    pub const ALL: [Self; 5] =
+        [Self::NoToken, Self::BadToken, Self::NoServiceAccount, Self::ForeignNamespace, Self::Forbidden];
 
     /// One word for programs.
     #[must_use]
@@ -56,6 +59,7 @@ impl Denial {
             Self::BadToken => "BadToken",
             Self::NoServiceAccount => "NoServiceAccount",
             Self::ForeignNamespace => "ForeignNamespace",
+            Self::Forbidden => "Forbidden",
         }
     }
 }
@@ -68,6 +72,7 @@ pub struct Counts {
     requests: Family<OfCode, Counter>,
     denied: Family<OfReason, Counter>,
     reviews: Family<OfResult, Counter>,
+    access_reviews: Family<OfResult, Counter>,
     batch_seconds: Histogram,
     batch_events: Histogram,
     waiting: Gauge,
@@ -82,6 +87,7 @@ impl Default for Counts {
             requests: Family::default(),
             denied: Family::default(),
             reviews: Family::default(),
+            access_reviews: Family::default(),
             batch_seconds: Histogram::new(DURATIONS),
             batch_events: Histogram::new(SIZES),
             waiting: Gauge::default(),
@@ -105,6 +111,9 @@ impl Counts {
         for result in ["known", "unknown", "failed"] {
             drop(self.reviews.get_or_create(&OfResult { result }));
         }
+        for result in ["allowed", "denied", "failed"] {
+            drop(self.access_reviews.get_or_create(&OfResult { result }));
+        }
         for code in [200, 503] {
             drop(self.requests.get_or_create(&OfCode { code }));
         }
@@ -118,6 +127,8 @@ impl Counts {
         registry.register("ingest_denied", denied, self.denied.clone());
         let reviews = "Tokens that the API server was asked about, by its answer";
         registry.register("token_reviews", reviews, self.reviews.clone());
+        let access = "Rights to read a tenant's usage that the API server was asked about, by its answer";
+        registry.register("access_reviews", access, self.access_reviews.clone());
         registry.register("ingest_batch_seconds", "How long the ledger took for a batch", self.batch_seconds.clone());
         registry.register("ingest_batch_events", "Events in a batch for the ledger", self.batch_events.clone());
         registry.register("ingest_queue_events", "Events that wait for the ledger", self.waiting.clone());
@@ -157,6 +168,12 @@ impl Counts {
     pub fn reviewed(&self, known: Option<bool>) {
         let result = known.map_or("failed", |known| if known { "known" } else { "unknown" });
         self.reviews.get_or_create(&OfResult { result }).inc();
+    }
+
+    /// Counts a question to the API server: whether a user may read a tenant's usage, if it answered.
+    pub fn access_reviewed(&self, allowed: Option<bool>) {
+        let result = allowed.map_or("failed", |allowed| if allowed { "allowed" } else { "denied" });
+        self.access_reviews.get_or_create(&OfResult { result }).inc();
     }
 
     /// Counts a batch that the ledger took.

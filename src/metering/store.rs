@@ -2,7 +2,7 @@
 
 use super::{
     event::OutboxReport,
-    ledger::{Directory, Ledger, LedgerError, LedgerEvent, LedgerMark, Outcome},
+    ledger::{Directory, Ledger, LedgerError, LedgerEvent, LedgerMark, MeterState, MeteredTenant, Outcome},
 };
 
 /// Where events go, and what they are judged by: the [`Ledger`].
@@ -24,6 +24,12 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// As [`Ledger::directory`].
     fn directory(&self, tenants: &[String]) -> impl Future<Output = Result<Directory, LedgerError>> + Send;
 
+    /// As [`Ledger::tenant_named`].
+    fn tenant_named(&self, name: &str) -> impl Future<Output = Result<Option<MeteredTenant>, LedgerError>> + Send;
+
+    /// As [`Ledger::usage`].
+    fn usage(&self, tenants: &[String]) -> impl Future<Output = Result<Vec<MeterState>, LedgerError>> + Send;
+
     /// As [`Ledger::tenant_of_namespace`].
     fn tenant_of_namespace(&self, namespace: &str) -> impl Future<Output = Result<Option<String>, LedgerError>> + Send;
 }
@@ -43,6 +49,14 @@ impl Store for Ledger {
 
     async fn directory(&self, tenants: &[String]) -> Result<Directory, LedgerError> {
         self.directory(tenants).await
+    }
+
+    async fn tenant_named(&self, name: &str) -> Result<Option<MeteredTenant>, LedgerError> {
+        self.tenant_named(name).await
+    }
+
+    async fn usage(&self, tenants: &[String]) -> Result<Vec<MeterState>, LedgerError> {
+        self.usage(tenants).await
     }
 
     async fn tenant_of_namespace(&self, namespace: &str) -> Result<Option<String>, LedgerError> {

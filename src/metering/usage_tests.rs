@@ -75,7 +75,11 @@ fn state(name: &str, value: i64, open: Vec<OpenPeriod>) -> MeterState {
 
 fn projected(states: &[MeterState], meters: &[MeterTerms], delivery: &Delivery, now: Timestamp) -> Usage {
     let periods = periods();
-    project(states, &Terms { periods: &periods, meters, delivery, drift_percent: 1 }, now)
+    project(
+        states,
+        &Terms { periods: &periods, meters, delivery, drift_percent: 1, history_meters: HISTORY_METERS },
+        now,
+    )
 }
 
 /// The area below a step function, one step after the other.

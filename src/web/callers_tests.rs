@@ -14,7 +14,8 @@ use super::*;
 
 const RELAY: &str = "system:serviceaccount:tenantry-relay-main:relay";
 
-/// An API server that knows the tokens `aa.bb.cc` (a ServiceAccount's) and `dd.ee.ff` (a person's).
+/// An API server that knows the tokens `aa.bb.cc` (a ServiceAccount's) and `dd.ee.ff` (a person's,
+/// whose group may get Tenant acme).
 #[derive(Default)]
 struct Reviews {
     asked: AtomicUsize,
@@ -36,12 +37,24 @@ fn callers(reviews: &Arc<Reviews>) -> Callers {
             }
             let body = request.into_body().collect().await.expect("a body").to_bytes();
             let mut review: Value = serde_json::from_slice(&body).expect("JSON");
+            if review["kind"] == "SubjectAccessReview" {
+                let spec = &review["spec"];
+                let wanted = json!({"verb": "get", "group": "tenantry.io", "version": "v1alpha1", "resource": "tenants", "name": "acme"});
+                let may = spec["user"] == "jane"
+                    && spec["uid"] == "5"
+                    && spec["groups"] == json!(["billing"])
+                    && spec["extra"] == json!({"shift": ["day"]})
+                    && spec["resourceAttributes"] == wanted;
+                review["status"] = json!({"allowed": may});
+                return Ok(Response::new(Body::from(review.to_string().into_bytes())));
+            }
             let user = match review["spec"]["token"].as_str() {
                 Some("aa.bb.cc") => Some(RELAY),
                 Some("dd.ee.ff") => Some("jane"),
                 _ => None,
             };
-            review["status"] = json!({"authenticated": user.is_some(), "user": {"username": user}});
+            let known = json!({"username": user, "uid": "5", "groups": ["billing"], "extra": {"shift": ["day"]}});
+            review["status"] = json!({"authenticated": user.is_some(), "user": known});
             if user.is_some() && !reviews.careless.load(Ordering::SeqCst) {
                 review["status"]["audiences"] = review["spec"]["audiences"].clone();
             }
@@ -126,4 +139,25 @@ async fn a_token_for_anybody_is_for_nobody() {
     let reviews = Arc::new(Reviews::default());
     reviews.careless.store(true, Ordering::SeqCst);
     assert_eq!(account(&callers(&reviews), "aa.bb.cc").await, Err(Stranger::Denied(Denial::BadToken)));
+}
+
+#[tokio::test]
+async fn the_right_to_a_name_is_asked_for_once_with_all_that_is_known_of_the_user() {
+    let reviews = Arc::new(Reviews::default());
+    let callers = callers(&reviews);
+    let jane = callers.caller(&headers(&["Bearer dd.ee.ff"])).await.expect("jane");
+    let relay = callers.caller(&headers(&["Bearer aa.bb.cc"])).await.expect("a relay");
+    assert_eq!((jane.name(), jane.account()), ("jane", None));
+    assert_eq!(relay.account().expect("a ServiceAccount").name, "relay");
+    for _ in 0..2 {
+        assert_eq!(callers.may_get(&jane, "acme").await, Ok(true));
+        assert_eq!(callers.may_get(&jane, "bolt").await, Ok(false));
+        assert_eq!(callers.may_get(&relay, "acme").await, Ok(false));
+    }
+    assert_eq!(reviews.asked.load(Ordering::SeqCst), 2 + 3);
+    reviews.away.store(true, Ordering::SeqCst);
+    let answer = callers.may_get(&jane, "mega").await;
+    assert!(matches!(&answer, Err(error) if error.contains("no route to host")), "{answer:?}");
+    reviews.away.store(false, Ordering::SeqCst);
+    assert_eq!(callers.may_get(&jane, "mega").await, Ok(false), "a failure is not remembered");
 }

@@ -10,22 +10,17 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{Request, State},
-    http::{
-        HeaderMap, HeaderValue, StatusCode,
-        header::{CONTENT_LENGTH, RETRY_AFTER, WWW_AUTHENTICATE},
-    },
+    http::{HeaderMap, StatusCode, header::CONTENT_LENGTH},
     response::{IntoResponse as _, Response},
 };
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
-use kube::Client;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::debug;
 
 use super::{
-    callers::{Account, Callers, Stranger},
+    callers::{Account, Callers},
     shares::{Load, Share, Shares},
+    trouble::{Trouble, later, within},
 };
 use crate::{
     desired::naming,
@@ -36,7 +31,7 @@ use crate::{
         event::{Answer, Refusal},
         judge::{Item, Objection, Reason, Sender, TenantFacts, Window, judge, tenant_of},
         known::Known,
-        ledger::{LedgerError, Outcome},
+        ledger::Outcome,
         store::Store,
     },
 };
@@ -52,7 +47,7 @@ pub struct ApiSettings {
     pub events: usize,
     /// How many bytes of bodies may be in memory.
     pub bodies: usize,
-    /// How many requests of one caller may be under way.
+    /// How many requests of one caller may be under way; those that read are counted apart.
     pub caller_requests: usize,
     /// How many bytes of their bodies.
     pub caller_bodies: usize,
@@ -60,6 +55,8 @@ pub struct ApiSettings {
     pub caller_events: usize,
     /// How long a body may take to come.
     pub body_patience: Duration,
+    /// How many questions of readers the ledger is asked at a time.
+    pub reads: usize,
     /// How long the ledger may take to say what has to be known of tenants.
     pub facts_patience: Duration,
     /// How long a request waits for its events to be stored.
@@ -82,6 +79,7 @@ impl ApiSettings {
             caller_bodies: 16 * MIB,
             caller_events: 10_000,
             body_patience: Duration::from_secs(10),
+            reads: 3,
             facts_patience: Duration::from_secs(5),
             patience: Duration::from_secs(20),
             batches: BatchSettings::default(),
@@ -89,21 +87,11 @@ impl ApiSettings {
     }
 }
 
-/// What a request is answered of which no event was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Problem {
-    /// One word for programs.
-    pub reason: String,
-    /// What to change.
-    pub message: String,
-}
-
 /// What all requests share.
 pub(super) struct Events<S> {
     settings: ApiSettings,
-    callers: Callers,
-    known: Known<S>,
+    callers: Arc<Callers>,
+    known: Arc<Known<S>>,
     batches: Batches<S>,
     shares: Arc<Shares<Sender>>,
     /// Bytes of bodies that may still come into memory.
@@ -112,13 +100,19 @@ pub(super) struct Events<S> {
 }
 
 impl<S: Store> Events<S> {
-    pub(super) fn new(store: S, client: Client, counts: Counts, settings: ApiSettings) -> Self {
+    pub(super) fn new(
+        store: S,
+        callers: Arc<Callers>,
+        known: Arc<Known<S>>,
+        counts: Counts,
+        settings: ApiSettings,
+    ) -> Self {
         let most =
             Load { requests: settings.caller_requests, bytes: settings.caller_bodies, events: settings.caller_events };
         Self {
             settings,
-            callers: Callers::new(client, counts.clone()),
-            known: Known::new(store.clone()),
+            callers,
+            known,
             batches: Batches::start(store, settings.batches, counts.clone()),
             shares: Shares::new(most),
             room: Arc::new(Semaphore::new(settings.bodies)),
@@ -132,43 +126,6 @@ enum Refused {
     /// With the body unread.
     Early(Body, Trouble),
     Late(Trouble),
-}
-
-/// An answer of which no event was looked at.
-struct Trouble {
-    status: StatusCode,
-    reason: &'static str,
-    message: String,
-}
-
-impl Trouble {
-    fn new(status: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { status, reason, message: message.into() }
-    }
-
-    fn ledger(error: &LedgerError) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "LedgerAway", error.to_string())
-    }
-
-    fn response(self) -> Response {
-        let problem = Problem { reason: self.reason.to_owned(), message: self.message };
-        let mut response = (self.status, Json(problem)).into_response();
-        let headers = response.headers_mut();
-        match self.status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => later(headers, self.reason),
-            StatusCode::UNAUTHORIZED => {
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tenantry\""));
-            }
-            _ => {}
-        }
-        response
-    }
-}
-
-/// Says when to come again: soon where others are only faster.
-fn later(headers: &mut HeaderMap, reason: &str) {
-    let seconds = if matches!(reason, "Busy" | "TooMuchUnderWay") { "1" } else { "5" };
-    headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
 }
 
 /// Takes events.
@@ -228,7 +185,7 @@ impl<S: Store> Events<S> {
             return Err(self.too_large());
         }
         let load = Load { requests: 1, bytes, events: 0 };
-        let share = self.shares.take(&sender, load).ok_or_else(too_much)?;
+        let share = self.shares.take(&sender, load).ok_or_else(Trouble::too_much)?;
         let room =
             u32::try_from(bytes).ok().and_then(|bytes| Arc::clone(&self.room).try_acquire_many_owned(bytes).ok());
         let room = room.ok_or_else(|| {
@@ -244,50 +201,17 @@ impl<S: Store> Events<S> {
 
     /// In whose name a request speaks.
     async fn sender(&self, headers: &HeaderMap) -> Result<Sender, Trouble> {
-        let account = self.callers.account(headers).await.map_err(|stranger| match stranger {
-            Stranger::Denied(denial) => self.denied(denial),
-            Stranger::Away(error) => {
-                debug!(error, "a token can't be reviewed");
-                let message = "the API server can't be asked about the token: send it again".to_owned();
-                Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "ApiServerAway", message)
-            }
-        })?;
+        let account = self.callers.account(headers).await;
+        let account = account.map_err(|stranger| Trouble::stranger(stranger, &self.counts))?;
         let Account { namespace, name } = account;
         // Of which server's relay it is, the source of each event must fit.
         if name == naming::RELAY && namespace.starts_with(&naming::relay_namespace("")) {
             return Ok(Sender::Relay { namespace });
         }
-        let tenant = self.within(self.known.tenant_of_namespace(&namespace)).await?;
-        tenant.map(|tenant| Sender::Workload { tenant }).ok_or_else(|| self.denied(Denial::ForeignNamespace))
-    }
-
-    fn denied(&self, denial: Denial) -> Trouble {
-        self.counts.denied(denial);
-        let (status, message) = match denial {
-            Denial::NoToken => (
-                StatusCode::UNAUTHORIZED,
-                "send a ServiceAccount's token for audience tenantry as Authorization: Bearer TOKEN",
-            ),
-            Denial::BadToken => (
-                StatusCode::UNAUTHORIZED,
-                "the API server doesn't know this token, or not for audience tenantry, or no longer",
-            ),
-            Denial::NoServiceAccount => (StatusCode::FORBIDDEN, "only ServiceAccounts send events"),
-            Denial::ForeignNamespace => (
-                StatusCode::FORBIDDEN,
-                "the ServiceAccount's namespace is no relay's, and no tenant has it for its own",
-            ),
-        };
-        Trouble::new(status, denial.as_str(), message)
-    }
-
-    /// What the ledger says of tenants, if it does so in time.
-    async fn within<T>(&self, asked: impl Future<Output = Result<T, LedgerError>>) -> Result<T, Trouble> {
-        let patience = self.settings.facts_patience;
-        let answer = tokio::time::timeout(patience, asked).await;
-        let answer =
-            answer.unwrap_or_else(|_| Err(LedgerError::Away(format!("it did not answer within {patience:?}"))));
-        answer.map_err(|error| Trouble::ledger(&error))
+        let tenant = within(self.settings.facts_patience, self.known.tenant_of_namespace(&namespace)).await?;
+        tenant
+            .map(|tenant| Sender::Workload { tenant })
+            .ok_or_else(|| Trouble::denied(Denial::ForeignNamespace, &self.counts))
     }
 
     async fn read(&self, mut body: Body) -> Result<Bytes, Refused> {
@@ -359,7 +283,7 @@ impl<S: Store> Events<S> {
     ) -> Result<Vec<Result<Option<Item>, Objection>>, Trouble> {
         let tenants: BTreeSet<&str> = events.iter().flatten().filter_map(|event| tenant_of(event, sender)).collect();
         let tenants: Vec<&str> = tenants.into_iter().collect();
-        let facts = self.within(self.known.tenants(&tenants)).await?;
+        let facts = within(self.settings.facts_patience, self.known.tenants(&tenants)).await?;
         let now = Timestamp::now();
         let decide = |event: &Result<CloudEvent<'_>, EventFault>, facts: &HashMap<String, Arc<TenantFacts>>| match event
         {
@@ -383,7 +307,7 @@ impl<S: Store> Events<S> {
             .collect();
         if !again.is_empty() {
             let again: Vec<&str> = again.into_iter().collect();
-            let facts = self.within(self.known.in_doubt(&again)).await?;
+            let facts = within(self.settings.facts_patience, self.known.in_doubt(&again)).await?;
             for (verdict, event) in verdicts.iter_mut().zip(events).filter(|(verdict, _)| doubtful(verdict)) {
                 *verdict = decide(event, &facts);
             }
@@ -393,7 +317,7 @@ impl<S: Store> Events<S> {
 
     async fn stored(&self, items: Vec<Item>, sender: &Sender) -> Result<Vec<Fate>, Trouble> {
         let load = Load { requests: 0, bytes: 0, events: items.len() };
-        let share: Share<Sender> = self.shares.take(sender, load).ok_or_else(too_much)?;
+        let share: Share<Sender> = self.shares.take(sender, load).ok_or_else(Trouble::too_much)?;
         let patience = self.settings.patience;
         match tokio::time::timeout(patience, self.batches.post(items, Arc::new(share))).await {
             Ok(Ok(fates)) => Ok(fates),
@@ -417,11 +341,6 @@ struct Admitted {
     sender: Sender,
     _share: Share<Sender>,
     _room: OwnedSemaphorePermit,
-}
-
-fn too_much() -> Trouble {
-    let message = "too much of this caller is under way: wait for the answers, then send it again";
-    Trouble::new(StatusCode::TOO_MANY_REQUESTS, "TooMuchUnderWay", message)
 }
 
 fn unread(fault: &RequestFault) -> Trouble {

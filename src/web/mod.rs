@@ -1,9 +1,11 @@
-//! Health and metrics over HTTP, and the API that takes usage events.
+//! Health and metrics over HTTP, and the API that takes usage events and tells tenants' usage.
 
 mod callers;
 mod connections;
 mod events;
 mod shares;
+mod trouble;
+mod usage;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -18,12 +20,14 @@ use axum::{
 use kube::Client;
 use tokio::net::TcpListener;
 
-pub use events::{ApiSettings, Problem};
+pub use events::ApiSettings;
+pub use trouble::Problem;
+pub use usage::{ReadingCondition, UsageReading};
 
-use self::events::Events;
+use self::{callers::Callers, events::Events, usage::Readings};
 use crate::{
     controller::Operator,
-    metering::{counts::Counts, store::Store},
+    metering::{counts::Counts, known::Known, store::Store},
 };
 
 /// What the API is, for programs and people: OpenAPI 3.1.
@@ -73,7 +77,7 @@ impl Web {
     }
 }
 
-/// Where usage events are taken.
+/// Where usage events are taken, and usage is read.
 pub struct Api {
     listener: TcpListener,
 }
@@ -100,7 +104,7 @@ impl Api {
     }
 
     /// Serves until `shutdown` is ready, and then until what is under way is answered. Tokens are
-    /// reviewed with `client`.
+    /// reviewed with `client`, and what their users may.
     pub async fn serve<S: Store>(
         self,
         store: S,
@@ -109,6 +113,11 @@ impl Api {
         settings: ApiSettings,
         shutdown: impl Future<Output = ()>,
     ) {
+        let callers = Arc::new(Callers::new(client, counts.clone()));
+        let known = Arc::new(Known::new(store.clone()));
+        let readings = Readings::new(store.clone(), Arc::clone(&callers), Arc::clone(&known), counts.clone(), settings);
+        let readings =
+            Router::new().route("/v1/tenants/{name}/usage", get(usage::get_usage::<S>)).with_state(Arc::new(readings));
         let router = Router::new()
             .route("/v1/events", post(events::post_events::<S>))
             .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
@@ -116,7 +125,8 @@ impl Api {
                 let message = "there is nothing here: GET /v1/openapi.json tells what there is".to_owned();
                 (StatusCode::NOT_FOUND, Json(Problem { reason: "NotFound".to_owned(), message }))
             })
-            .with_state(Arc::new(Events::new(store, client, counts, settings)));
+            .with_state(Arc::new(Events::new(store, callers, known, counts, settings)))
+            .merge(readings);
         connections::serve(self.listener, router, shutdown).await;
     }
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tenantry::{
+    api::{ClosedMeterUsage, ClosedUsage, MeterUsage, TenantUsage, UsagePeriod},
     metering::{
         event::{Answer, DeadEvents, Folded, MARK_TYPE, Mark, OUTBOX_TYPE, OutboxReport, Refusal, USAGE_TYPE, Usage},
         judge::Reason,
     },
-    web::{OPENAPI, Problem},
+    web::{OPENAPI, Problem, ReadingCondition, UsageReading},
 };
 
 use super::ground::{BATCH, Ground, ONE, ago, relay, settings, workload};
@@ -114,6 +115,24 @@ fn its_schemas_are_the_types() {
     let refusal = json!({"index": 0, "id": "e1", "reason": "BadData", "message": "what"});
     same::<Refusal>("Refusal", &refusal);
     same::<Problem>("Problem", &json!({"reason": "TooLarge", "message": "what"}));
+    let meter = json!({"name": "users", "current": 2, "peak": 3, "average": "2.50", "limit": 5, "display": "2", "complete": true});
+    let closed = json!({"name": "users", "closing": 2, "peak": 3, "average": "2.50", "used": 4, "adjusted": -1});
+    let closed_period = json!({"start": time, "end": time, "estimated": true, "meters": [closed]});
+    let usage = json!({"asOf": time, "period": {"start": time, "end": time}, "meters": [meter]});
+    let condition = json!({"type": "UsageComplete", "status": "True", "reason": "Complete", "message": "what"});
+    same::<MeterUsage>("MeterUsage", &meter);
+    same::<ClosedMeterUsage>("ClosedMeterUsage", &closed);
+    same::<ClosedUsage>("ClosedUsage", &closed_period);
+    same::<UsagePeriod>("UsagePeriod", &usage["period"]);
+    same::<TenantUsage>("TenantUsage", &usage);
+    same::<ReadingCondition>("ReadingCondition", &condition);
+    same::<UsageReading>(
+        "UsageReading",
+        &json!({
+            "tenant": "acme", "id": "t_abcdefghijkl", "goneAt": time, "usage": usage, "history": [closed_period],
+            "conditions": [condition],
+        }),
+    );
     // What is answered always has all of it.
     let (properties, required) = schema("Answer");
     let answer = serde_json::to_value(Answer::default()).expect("JSON");

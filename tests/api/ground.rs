@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::{Namespace, ServiceAccount},
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
 use kube::{
     Api as Kube, Client,
@@ -157,10 +158,14 @@ impl Ground {
     }
 
     pub async fn register(&self, id: &str, servers: &[&str], namespace: Option<&str>) {
+        self.register_named(id, &format!("name-{}", &id[2..]), servers, namespace).await;
+    }
+
+    pub async fn register_named(&self, id: &str, name: &str, servers: &[&str], namespace: Option<&str>) {
         let tenant = LedgerTenant {
             id: id.to_owned(),
             uid: format!("uid-{id}"),
-            name: format!("name-{id}"),
+            name: name.to_owned(),
             application: "crm".to_owned(),
             plan: "smb".to_owned(),
             namespace: namespace.map(str::to_owned),
@@ -196,13 +201,23 @@ impl Ground {
         self.post(Some(token), BATCH, &[], &json!(events).to_string()).await
     }
 
+    /// Reads a tenant's usage, by the tenant's name.
+    pub async fn usage(&self, token: Option<&str>, name: &str) -> Reply {
+        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let head =
+            format!("GET /v1/tenants/{name}/usage HTTP/1.1\r\nHost: api\r\nConnection: close\r\n{authorization}\r\n");
+        self.raw(head.as_bytes()).await
+    }
+
     /// Sends bytes and reads the answer to its end.
     pub async fn raw(&self, request: &[u8]) -> Reply {
         let mut stream = TcpStream::connect(self.address).await.expect("a connection");
         stream.write_all(request).await.expect("written");
         let reply = Reply::read(&mut stream).await;
         if request.starts_with(b"POST /v1/events ") {
-            reply.documented();
+            reply.documented("/v1/events", "post");
+        } else if request.starts_with(b"GET /v1/tenants/") {
+            reply.documented("/v1/tenants/{name}/usage", "get");
         }
         reply
     }
@@ -227,9 +242,9 @@ impl Reply {
     }
 
     /// Asserts that the document tells of such an answer.
-    fn documented(&self) {
+    fn documented(&self, path: &str, method: &str) {
         let document: Value = serde_json::from_str(OPENAPI).expect("JSON");
-        let answer = &document["paths"]["/v1/events"]["post"]["responses"][self.status.to_string()];
+        let answer = &document["paths"][path][method]["responses"][self.status.to_string()];
         let schema = &answer["content"]["application/json"]["schema"];
         let references = schema["oneOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
         let fits = |reference: &Value| {
@@ -322,6 +337,25 @@ fn ignore_conflict<T: std::fmt::Debug>(made: kube::Result<T>) {
 /// The token of a server's relay.
 pub async fn relay(server: &str) -> String {
     token_for(&format!("tenantry-relay-{server}"), "relay", "tenantry").await
+}
+
+/// Lets a ServiceAccount get the Tenants with these names, or all of them where there is none.
+pub async fn let_get(namespace: &str, account: &str, tenants: &[&str]) {
+    let client = tokio::task::spawn_blocking(cluster).await.expect("a cluster").client().await.expect("a client");
+    let name = format!("read-{namespace}-{account}");
+    let names = (!tenants.is_empty()).then(|| json!(tenants));
+    let rule =
+        json!({"apiGroups": ["tenantry.io"], "resources": ["tenants"], "verbs": ["get"], "resourceNames": names});
+    let role = json!({"metadata": {"name": name}, "rules": [rule]});
+    let binding = json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    });
+    let role: ClusterRole = serde_json::from_value(role).expect("a role");
+    let binding: ClusterRoleBinding = serde_json::from_value(binding).expect("a binding");
+    ignore_conflict(Kube::all(client.clone()).create(&PostParams::default(), &role).await);
+    ignore_conflict(Kube::all(client).create(&PostParams::default(), &binding).await);
 }
 
 /// A token of a program in a namespace.

@@ -1,5 +1,5 @@
-//! `POST /v1/events` as its callers see it: over real connections, with tokens of a real API
-//! server, into a real ledger.
+//! `POST /v1/events` and `GET /v1/tenants/NAME/usage` as their callers see them: over real
+//! connections, with tokens and rights of a real API server, into and out of a real ledger.
 
 mod counting;
 mod document;
@@ -8,4 +8,5 @@ mod migrating;
 mod modes;
 mod outages;
 mod pressure;
+mod reading;
 mod rights;

@@ -78,6 +78,39 @@ async fn the_last_report_on_an_outbox_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_is_found_by_its_name_with_what_its_usage_is_read_by() {
+    let ground = Ground::new().await;
+    let old = LedgerTenant { name: "acme".to_owned(), ..known("t_1", days_ago(9)) };
+    let new = LedgerTenant { name: "acme".to_owned(), ..known("t_2", days_ago(3)) };
+    let named = async || ground.ledger.tenant_named("acme").await.expect("read");
+    assert_eq!(named().await, None);
+    let meter = |name: &str, is_total, from_api| MeterDefinition { name: name.to_owned(), is_total, from_api };
+    let meters = [meter("calls", true, true), meter("users", false, false)];
+    ground.ledger.define("crm", &meters).await.expect("defined");
+    ground.ledger.register(std::slice::from_ref(&old), &[placed("t_1", "main", "crm_1")]).await.expect("registered");
+    let first = named().await.expect("it is there");
+    assert_eq!((&first.tenant, first.gone_at, first.server.as_deref()), (&old, None, Some("main")));
+    assert_eq!(first.meters, meters);
+    // Nobody has reported: it was heard of when it came.
+    let came = first.heard_at.expect("since it is there");
+    let report = OutboxReport { waiting: 0, oldest: None, dead: Vec::new() };
+    ground.ledger.report("main", "crm_2", &report).await.expect("stored");
+    assert_eq!(named().await.expect("it is there").heard_at, Some(came), "of another database");
+    ground.ledger.report("main", "crm_1", &report).await.expect("stored");
+    assert!(named().await.expect("it is there").heard_at > Some(came));
+    // It goes: it is still found, until another one has its name.
+    ground.ledger.depart(&["t_1".to_owned()]).await.expect("gone");
+    let gone = named().await.expect("it was there");
+    assert_eq!((gone.tenant, gone.server, gone.heard_at), (old, None, None));
+    assert!(gone.gone_at > Some(came));
+    ground.ledger.register(std::slice::from_ref(&new), &[placed("t_2", "main", "crm_1")]).await.expect("registered");
+    assert_eq!(named().await.expect("it is there").tenant, new);
+    // Of two that are gone it is the last.
+    ground.ledger.depart(&["t_2".to_owned()]).await.expect("gone");
+    assert_eq!(named().await.expect("it was there").tenant, new);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_saved_once() {
     let ground = Ground::new().await;
     let letter = DeadEvent {

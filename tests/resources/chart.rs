@@ -233,6 +233,9 @@ fn a_ledger_opens_the_api() {
         .filter_map(|peer| peer.pointer("/namespaceSelector/matchExpressions/0/key"))
         .collect();
     assert_eq!(labels, ["tenantry.io/relay", "tenantry.io/tenant"]);
+    let readers = rules[0]["from"].as_array().map(|peers| &peers[2..]).expect("peers");
+    let billing = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "billing"}}}]);
+    assert_eq!(json!(readers), billing, "those alone that are named");
 
     let standard = objects("");
     assert!(from(self::container(&standard)).is_empty());

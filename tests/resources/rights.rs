@@ -83,6 +83,7 @@ async fn the_operator_reaches_what_it_needs_and_no_more() {
             "watch apiextensions.k8s.io/customresourcedefinitions:tenants.tenantry.io",
             "create events.k8s.io/events default",
             "create authentication.k8s.io/tokenreviews",
+            "create authorization.k8s.io/subjectaccessreviews",
             "get /secrets tenantry-system",
             "watch /configmaps tenantry-system",
             "create coordination.k8s.io/leases tenantry-system",

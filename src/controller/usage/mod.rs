@@ -20,6 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt as _;
 use tracing::{info, warn};
 
+pub use self::status::{closed_usage, current_usage};
 use self::{board::Board, outboxes::Outboxes, projector::Write, registrar::Registry};
 use super::{databases::Connected, world::World};
 use crate::{

@@ -16,14 +16,15 @@ use crate::{
     controller::{tenant::place::Place, world::World},
     database::{TenantRecord, TenantState},
     desired::count,
-    metering::{event::OutboxReport, ledger::OutboxState, usage::Delivery},
+    metering::{
+        event::OutboxReport,
+        ledger::OutboxState,
+        usage::{Delivery, silent_since},
+    },
 };
 
 /// How often the ledger is asked.
 const ROUND: Duration = Duration::from_secs(10);
-
-/// After how long without a report a relay counts as silent: it reports every 30 seconds.
-const SILENT: SignedDuration = SignedDuration::from_mins(3);
 
 /// How long an event may wait until that is said.
 const WAITS: SignedDuration = SignedDuration::from_mins(10);
@@ -51,12 +52,10 @@ impl Outbox {
         now: Timestamp,
     ) -> Self {
         let last = report.as_ref().map_or(known_since, |(_, at)| *at);
-        // While nobody listened, nothing could be heard.
-        let silent = now.duration_since(last.max(listening_since)) > SILENT;
         let oldest = report.as_ref().and_then(|(report, _)| report.oldest);
         Self {
             known_since,
-            silent_since: silent.then_some(last),
+            silent_since: silent_since(last, listening_since, now),
             waits_long: oldest.is_some_and(|oldest| now.duration_since(oldest) > WAITS),
             report,
         }

@@ -24,7 +24,7 @@ use crate::{
     database::{MeterKind, MeterSource, Policy as DatabasePolicy},
     metering::{
         ledger::MeterState,
-        usage::{Delivery, Finding, Limit, MeterTerms, Policy, Terms, Usage, project},
+        usage::{Delivery, Finding, HISTORY_METERS, Limit, MeterTerms, Policy, Terms, Usage, project},
     },
 };
 
@@ -251,6 +251,7 @@ fn projected(
         meters: &meters,
         delivery: &delivery,
         drift_percent: world.args.usage_drift_percent,
+        history_meters: HISTORY_METERS,
     };
     let usage = project(states, &terms, now);
     let drift = |state: &MeterState| {

@@ -25,15 +25,22 @@ pub(super) fn metering(old: &TenantMetering, usage: &Usage, now: Timestamp) -> T
     verdicts.extend(usage.reconciled.as_ref().map(|finding| verdict(ConditionType::UsageReconciled, finding)));
     verdicts.extend(usage.degraded.as_ref().map(|finding| verdict(ConditionType::MeteringDegraded, finding)));
     TenantMetering {
-        usage: Some(TenantUsage {
-            as_of: time(now),
-            period: period(&usage.period),
-            meters: usage.meters.iter().map(meter).collect(),
-        }),
-        history: usage.history.iter().map(closed).collect(),
+        usage: Some(current_usage(usage, now)),
+        history: closed_usage(usage),
         // Usage follows events, not the spec: no generation.
         conditions: merge_conditions(&old.conditions, &verdicts, None, now),
     }
+}
+
+/// What a tenant uses in the period that it is in, as its status says it; limits only where the
+/// projection knows them.
+pub fn current_usage(usage: &Usage, now: Timestamp) -> TenantUsage {
+    TenantUsage { as_of: time(now), period: period(&usage.period), meters: usage.meters.iter().map(meter).collect() }
+}
+
+/// What a tenant used in the periods that are closed, as its status says it, the newest first.
+pub fn closed_usage(usage: &Usage) -> Vec<ClosedUsage> {
+    usage.history.iter().map(closed).collect()
 }
 
 /// What the status is to say while the ledger is away for long: what it said, and that.

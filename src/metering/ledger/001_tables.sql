@@ -26,6 +26,7 @@ CREATE TABLE ledger.tenant (
     gone_at       timestamptz
 );
 CREATE INDEX tenant_namespace ON ledger.tenant (namespace) WHERE namespace IS NOT NULL;
+CREATE INDEX tenant_name ON ledger.tenant (name);
 COMMENT ON TABLE ledger.tenant IS 'The tenants whose events are taken, also those that are gone.';
 COMMENT ON COLUMN ledger.tenant.id IS 'As in its database: t_ and 12 characters.';
 COMMENT ON COLUMN ledger.tenant.uid IS 'UID of the Tenant in Kubernetes.';

@@ -12,7 +12,8 @@ mod types;
 pub use changes::Cursor;
 pub use types::{
     Adjustment, ClosedPeriod, DeadEvent, Directory, LedgerError, LedgerEvent, LedgerMark, LedgerTenant,
-    MeterDefinition, MeterState, MissingRange, OpenPeriod, OutboxState, Outcome, Placement, Quarantined, RestoredMeter,
+    MeterDefinition, MeterState, MeteredTenant, MissingRange, OpenPeriod, OutboxState, Outcome, Placement, Quarantined,
+    RestoredMeter,
 };
 
 use std::{sync::Arc, time::Duration};
@@ -177,6 +178,14 @@ impl Ledger {
     /// As [`Ledger::ingest`].
     pub async fn directory(&self, tenants: &[String]) -> Result<Directory, LedgerError> {
         read::directory(&self.inner.sessions, tenants).await
+    }
+
+    /// The tenant with a name: the one that is there, or of those that are gone the last.
+    ///
+    /// # Errors
+    /// As [`Ledger::ingest`].
+    pub async fn tenant_named(&self, name: &str) -> Result<Option<MeteredTenant>, LedgerError> {
+        read::tenant_named(&self.inner.sessions, name).await
     }
 
     /// The tenant whose own namespace this is.

@@ -9,8 +9,8 @@ use tokio_postgres::types::Type;
 
 use super::session::Sessions;
 use super::types::{
-    Adjustment, ClosedPeriod, Directory, LedgerError, LedgerTenant, MeterDefinition, MeterState, MissingRange,
-    OpenPeriod, OutboxState, Placement, Quarantined, RestoredMeter,
+    Adjustment, ClosedPeriod, Directory, LedgerError, LedgerTenant, MeterDefinition, MeterState, MeteredTenant,
+    MissingRange, OpenPeriod, OutboxState, Placement, Quarantined, RestoredMeter,
 };
 use crate::metering::event::OutboxReport;
 
@@ -39,6 +39,21 @@ const USAGE: &str = "
          WHERE s.closed_at IS NOT NULL AND j.tenant = m.tenant AND j.meter = m.meter AND j.start_at = s.start_at
            AND NOT j.in_sums) AS a ON true
      WHERE m.tenant = ANY ($1) ORDER BY m.tenant, m.meter, s.start_at";
+
+/// A tenant by its name, with its meters. One that is there goes before those that are gone.
+const NAMED: &str = "
+    SELECT t.id, t.uid, t.name, t.application, t.plan, t.namespace, t.anchor, t.time_zone, t.gone_at,
+           p.server, coalesce(o.reported_at, p.since), d.names, d.kinds, d.sources
+      FROM (SELECT * FROM ledger.tenant WHERE name = $1 ORDER BY gone_at DESC NULLS FIRST, registered_at DESC LIMIT 1) AS t
+      LEFT JOIN LATERAL (
+        SELECT p.server, p.database, p.since FROM ledger.placement p
+         WHERE p.tenant = t.id AND p.until IS NULL ORDER BY p.since DESC LIMIT 1) AS p ON true
+      LEFT JOIN ledger.outbox o ON o.server = p.server AND o.database = p.database
+     CROSS JOIN LATERAL (
+        SELECT coalesce(array_agg(d.meter ORDER BY d.meter), '{}') AS names,
+               coalesce(array_agg(d.kind ORDER BY d.meter), '{}') AS kinds,
+               coalesce(array_agg(d.source ORDER BY d.meter), '{}') AS sources
+          FROM ledger.meter_definition d WHERE d.application = t.application) AS d";
 
 /// An exact number; one that no decimal holds is cut to the largest that does.
 fn decimal(text: &str) -> Decimal {
@@ -129,7 +144,17 @@ pub(super) async fn directory(sessions: &Sessions, tenants: &[String]) -> Result
         &given,
     );
     let (known, places, meters) = futures::try_join!(known, places, meters)?;
-    let tenant = |row: &Row| LedgerTenant {
+    let meter = |row: &Row| (row.get(0), definition(row.get(1), row.get(2), row.get(3)));
+    Ok(Directory {
+        tenants: known.iter().map(tenant).collect(),
+        placements: places.iter().map(|row| placement(row, 0)).collect(),
+        meters: meters.iter().map(meter).collect(),
+    })
+}
+
+/// A tenant, from the first columns of a row.
+fn tenant(row: &Row) -> LedgerTenant {
+    LedgerTenant {
         id: row.get(0),
         uid: row.get(1),
         name: row.get(2),
@@ -138,20 +163,27 @@ pub(super) async fn directory(sessions: &Sessions, tenants: &[String]) -> Result
         namespace: row.get(5),
         anchor: row.get(6),
         time_zone: row.get(7),
+    }
+}
+
+fn definition(name: &str, kind: &str, source: &str) -> MeterDefinition {
+    MeterDefinition { name: name.to_owned(), is_total: kind == "Total", from_api: source == "Api" }
+}
+
+pub(super) async fn tenant_named(sessions: &Sessions, name: &str) -> Result<Option<MeteredTenant>, LedgerError> {
+    let rows = sessions.query("can't read tenants", NAMED, &[(&name, Type::TEXT)]).await?;
+    let metered = |row: &Row| {
+        let (names, kinds, sources): (Vec<&str>, Vec<&str>, Vec<&str>) = (row.get(11), row.get(12), row.get(13));
+        let columns = names.iter().zip(&kinds).zip(&sources);
+        MeteredTenant {
+            tenant: tenant(row),
+            gone_at: row.get(8),
+            meters: columns.map(|((name, kind), source)| definition(name, kind, source)).collect(),
+            server: row.get(9),
+            heard_at: row.get(10),
+        }
     };
-    let meter = |row: &Row| {
-        let definition = MeterDefinition {
-            name: row.get(1),
-            is_total: row.get::<_, &str>(2) == "Total",
-            from_api: row.get::<_, &str>(3) == "Api",
-        };
-        (row.get(0), definition)
-    };
-    Ok(Directory {
-        tenants: known.iter().map(tenant).collect(),
-        placements: places.iter().map(|row| placement(row, 0)).collect(),
-        meters: meters.iter().map(meter).collect(),
-    })
+    Ok(rows.first().map(metered))
 }
 
 fn placement(row: &Row, at: usize) -> Placement {

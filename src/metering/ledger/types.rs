@@ -63,6 +63,22 @@ pub struct MeterDefinition {
     pub from_api: bool,
 }
 
+/// A tenant whose usage is to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeteredTenant {
+    /// Who it is.
+    pub tenant: LedgerTenant,
+    /// Since when there is no such tenant any more.
+    pub gone_at: Option<Timestamp>,
+    /// The meters of its Application, by name.
+    pub meters: Vec<MeterDefinition>,
+    /// The DatabaseServer that it is on; nothing where it is gone.
+    pub server: Option<String>,
+    /// When that server's relay last reported on the tenant's database; where it never did, since
+    /// when the tenant is there.
+    pub heard_at: Option<Timestamp>,
+}
+
 /// What the API has to know to judge events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {

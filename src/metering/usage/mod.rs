@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 
 pub use self::{
     average::average,
-    verdicts::{Delivery, Finding, degraded},
+    verdicts::{Delivery, Finding, degraded, silent_since},
 };
 use super::ledger::{MeterState, OpenPeriod};
 use crate::billing::{Period, Periods};
@@ -22,7 +22,7 @@ pub const HISTORY: usize = 13;
 
 /// How many meters all closed periods of a status have together, so that it stays small: 40 take
 /// 4 KB. A period has the Application's first meters, as many as its share of these.
-const HISTORY_METERS: usize = 40;
+pub const HISTORY_METERS: usize = 40;
 
 /// How many meters a closed period has in any case.
 const LEAST_METERS: usize = 3;
@@ -76,6 +76,8 @@ pub struct Terms<'a> {
     pub delivery: &'a Delivery,
     /// From how many percent of the value on a drift is more than what may be.
     pub drift_percent: u8,
+    /// How many meters all closed periods have together: [`HISTORY_METERS`] in a status.
+    pub history_meters: usize,
 }
 
 /// What a tenant uses of one meter.
@@ -160,7 +162,7 @@ pub fn project(states: &[MeterState], terms: &Terms<'_>, now: Timestamp) -> Usag
         meters.push(MeterNow { complete: judged.complete, ..now_of(meter, state, &period, now) });
     }
     Usage {
-        history: history(terms.meters, &by_name),
+        history: history(terms, &by_name),
         within_limits: verdicts::within_limits(terms.meters, &meters),
         complete: verdicts::complete(terms.meters, &complaints),
         reconciled: verdicts::reconciled(terms.meters, &by_name, terms.drift_percent),
@@ -194,7 +196,8 @@ fn now_of(meter: &MeterTerms, state: Option<&MeterState>, period: &Period, now: 
 }
 
 /// The closed periods, the newest first, with as many meters as there is room for.
-fn history(meters: &[MeterTerms], states: &BTreeMap<&str, &MeterState>) -> Vec<PeriodThen> {
+fn history(terms: &Terms<'_>, states: &BTreeMap<&str, &MeterState>) -> Vec<PeriodThen> {
+    let meters = terms.meters;
     let mut starts: Vec<(Timestamp, Timestamp)> = Vec::new();
     for meter in meters {
         let closed = states.get(meter.name.as_str()).map(|state| state.closed.as_slice()).unwrap_or_default();
@@ -204,7 +207,7 @@ fn history(meters: &[MeterTerms], states: &BTreeMap<&str, &MeterState>) -> Vec<P
     starts.dedup_by_key(|(start, _)| *start);
     starts.reverse();
     starts.truncate(HISTORY);
-    let room = HISTORY_METERS.checked_div(starts.len()).unwrap_or(0).max(LEAST_METERS);
+    let room = terms.history_meters.checked_div(starts.len()).unwrap_or(0).max(LEAST_METERS);
     let period = |(start, end): (Timestamp, Timestamp)| {
         let mut then = PeriodThen { period: Period { start, end }, estimated: false, meters: Vec::new() };
         for (at, meter) in meters.iter().enumerate() {

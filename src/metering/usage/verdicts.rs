@@ -17,6 +17,9 @@ const GAP_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 /// minute.
 const MARK_PATIENCE: SignedDuration = SignedDuration::from_secs(180);
 
+/// After how long without a report a relay counts as silent: it reports every 30 seconds.
+const SILENT: SignedDuration = SignedDuration::from_mins(3);
+
 /// A drift of so many is never more than what may be: counts that change while somebody counts.
 const DRIFT_LEAST: u64 = 5;
 
@@ -50,6 +53,13 @@ pub struct Delivery {
     pub dead: u64,
     /// Since when the ledger is away, where that has lasted long enough to be said.
     pub ledger_away: Option<Timestamp>,
+}
+
+/// Since when the relay that reported last at `last` counts as silent, where it could be heard
+/// from `listening_since` on: while nobody listened, nothing could be heard.
+#[must_use]
+pub fn silent_since(last: Timestamp, listening_since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    (now.duration_since(last.max(listening_since)) > SILENT).then_some(last)
 }
 
 /// Why it isn't known that everything of a meter has arrived.
