@@ -1,7 +1,7 @@
 //! Usage, from the ledger into Tenants' status.
 
 mod conditions;
-mod ledger;
+pub mod ledger;
 mod verbs;
 mod writers;
 
