@@ -1,6 +1,8 @@
 //! Usage, from the ledger into Tenants' status.
 
 mod conditions;
+mod delivery;
+mod leaving;
 pub mod ledger;
 mod verbs;
 mod writers;
