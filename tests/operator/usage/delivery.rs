@@ -36,7 +36,7 @@ const FLAGS: [&str; 16] = [
     "--health-interval",
     "1s",
     "--usage-silent-after",
-    "8s",
+    "10s",
     "--usage-wait-after",
     "3s",
     "--usage-gap-after",
