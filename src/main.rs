@@ -126,7 +126,7 @@ async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
         async move { while stopping.changed().await.is_ok() {} }
     };
     let events = api.zip(operator.metering()).map(|(api, metering)| {
-        let settings = ApiSettings::new(metering.window);
+        let settings = ApiSettings::new(metering.window, metering.patience);
         tokio::spawn(api.serve(metering.ledger, metering.client, metering.counts, settings, stopped()))
     });
     let serving = tokio::spawn(web.serve(operator, stopped()));

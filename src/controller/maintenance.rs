@@ -223,6 +223,7 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
     for (database, record) in connected.find(|record| due(&record.state) && !is_spared(world, record)) {
         if let Err(failure) = unsent::save(world, name, connected, &database, &record).await {
             warn!(database, tenant = record.name, id = %record.id, "not dropped yet: {}", failure.message);
+            say_not_dropped(world, name, &database, &record, &failure.message);
             continue;
         }
         if let Err(error) = drop_one(world, name, connected, &database, &record, now).await {
@@ -231,6 +232,16 @@ async fn drop_due(world: &World, name: &str, connected: &Connected) -> Result<()
         }
     }
     first
+}
+
+/// Says why what was kept of a Tenant, which is gone itself, stays beyond its time. Each tenant is
+/// a subject of its own: none takes another one's place.
+fn say_not_dropped(world: &World, name: &str, database: &str, record: &TenantRecord, why: &str) {
+    let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) else { return };
+    let text =
+        format!("what was kept of Tenant {} in database {database} stays though its time is over: {why}", record.name);
+    let note = Note::warning("DataNotDropped", "DropData", text);
+    world.events.say_of(&*server, &format!("DataNotDropped/{}", record.id), note);
 }
 
 async fn drop_one(
@@ -249,7 +260,8 @@ async fn drop_one(
         if let Some(server) = world.stores.servers.get(&ObjectRef::new(name)) {
             let text =
                 format!("what was kept of Tenant {} in database {database} is dropped: its time is over", record.name);
-            world.events.say(&*server, Note::normal("DataDropped", "DropData", text));
+            let note = Note::normal("DataDropped", "DropData", text);
+            world.events.say_of(&*server, &format!("DataDropped/{}", record.id), note);
         }
     }
     // A Pool that is being deleted may have waited for it.

@@ -21,6 +21,7 @@ mod migrations;
 mod namespaces;
 mod objects;
 mod overdue;
+mod patience;
 mod placements;
 mod plan;
 mod pool;
@@ -79,7 +80,7 @@ use self::{
 use crate::{
     api::{ANNOTATION_PAUSED, Application, ConditionType, DatabaseServer, Plan, Pool, Tenant, find_condition},
     cluster::{self, Calls, Children, Cluster, Watches},
-    metering::{counts::Counts, judge::Window, ledger::Ledger},
+    metering::{counts::Counts, judge::Window, ledger::Ledger, usage::Patience},
     term::Term,
 };
 
@@ -110,6 +111,8 @@ pub struct Metering {
     pub counts: Counts,
     /// How far an event's time may be from now.
     pub window: Window,
+    /// How long usage may be on its way until that is said.
+    pub patience: Patience,
 }
 
 impl Operator {
@@ -167,6 +170,7 @@ impl Operator {
             client: self.any_term.clone(),
             counts: self.world.metrics.metering(),
             window: self.world.args.window(),
+            patience: self.world.args.usage_patience.arrival(),
         })
     }
 
@@ -259,7 +263,7 @@ pub async fn start(
         looks: Looks::default(),
         backoff: Backoff::default(),
         metrics,
-        usage: ledger.map(UsageWork::new),
+        usage: ledger.map(|ledger| UsageWork::new(ledger, args.usage_patience)),
         watches,
         events,
         definitions: Arc::default(),

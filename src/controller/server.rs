@@ -20,12 +20,13 @@ use super::{
     queue::{Next, Outcome},
     relay,
     retire::Retired,
+    usage::Said,
     world::World,
 };
 use crate::{
     api::{
         ANNOTATION_ADOPT_CLUSTER, ConditionType, DatabaseServer, DatabaseServerStatus, Verdict, find_condition,
-        merge_conditions,
+        keep_conditions, merge_conditions,
     },
     cluster::{add_finalizer, remove_finalizer},
     database::{DatabaseRecord, ErrorClass, Purpose, Server, ServerInfo, Tls},
@@ -65,7 +66,7 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
                     world.events.say(server, Note::warning("NamespaceKept", "RemoveNamespace", text));
                 }
                 Err(failure) => {
-                    write(server, world, tenants, None, &Concerns::not_ready(&failure)).await?;
+                    write(server, world, tenants, None, &Concerns::not_ready(&failure), &[]).await?;
                     return Err(failure);
                 }
             }
@@ -75,7 +76,8 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
             return Ok(None);
         }
         let message = format!("used by {} and {}: delete them first", count(tenants, "Tenant"), count(pools, "Pool"));
-        return write(server, world, tenants, None, &[Verdict::no(ConditionType::Ready, "InUse", message)]).await;
+        let in_use = [Verdict::no(ConditionType::Ready, "InUse", message)];
+        return write(server, world, tenants, None, &in_use, &[]).await;
     }
     add_finalizer(world.cluster.client(), server).await?;
     let faults = server_faults(server);
@@ -105,11 +107,14 @@ async fn look_at(server: &DatabaseServer, world: &Arc<World>) -> Outcome {
         }
     }
     // Tenants run whether or not their usage gets anywhere: it says nothing about Ready.
-    world.usage.as_ref().and_then(|usage| usage.delivered(world, &name)).into_iter().for_each(|it| {
-        concerns.notes(it);
-    });
+    let mut kept: &[ConditionType] = &[];
+    match world.usage.as_ref().map(|usage| usage.delivered(world, server)) {
+        None | Some(Said::Nothing) => {}
+        Some(Said::AsBefore) => kept = &[ConditionType::UsageDelivered],
+        Some(Said::Now(verdict)) => concerns.notes(verdict),
+    }
     let verdicts = concerns.verdicts("the server answers, and its records are known");
-    let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts).await?;
+    let counted = write(server, world, tenants, found.as_ref().ok(), &verdicts, kept).await?;
     match concerns.blocked() {
         // A server that is away comes back without anybody telling: look often.
         Some(failure) if failure.class == Class::Permanent => Ok(Some(world.args.health_interval)),
@@ -286,6 +291,7 @@ async fn write(
     tenants: i64,
     info: Option<&ServerInfo>,
     verdicts: &[Verdict],
+    kept: &[ConditionType],
 ) -> Outcome {
     let old = world.statuses.servers.current(server, server.status.as_ref()).unwrap_or_default();
     let name = server.name_any();
@@ -293,7 +299,7 @@ async fn write(
         let here = connected.names().iter().filter(|database| is_here(world, &name, &connected, database)).count();
         i64::try_from(here).unwrap_or(i64::MAX)
     });
-    let status = DatabaseServerStatus {
+    let mut status = DatabaseServerStatus {
         observed_generation: server.metadata.generation,
         version: info.map(|info| version(info.version)).or_else(|| old.version.clone()),
         databases,
@@ -304,6 +310,7 @@ async fn write(
             .or_else(|| old.adopted_cluster.clone()),
         conditions: merge_conditions(&old.conditions, verdicts, server.metadata.generation, now()),
     };
+    keep_conditions(&mut status.conditions, &old.conditions, kept);
     let counts = DatabaseServerStatus { tenants, databases: status.databases, ..old.clone() };
     if let Some(wait) = super::count_only(world, server, counts == status && old != status) {
         return Ok(Some(wait));

@@ -6,6 +6,7 @@ use clap::Args;
 
 use jiff::SignedDuration;
 
+use super::patience::UsagePatience;
 use crate::{
     cluster::LeaseSettings,
     database::OverlapTimes,
@@ -106,6 +107,9 @@ pub struct OperatorArgs {
     /// From how many percent on an application's own count may differ from what was counted until its Tenant says so (UsageReconciled); up to 5 are never said
     #[arg(long, env = "TENANTRY_USAGE_DRIFT_PERCENT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub usage_drift_percent: u8,
+    /// After how long something amiss with usage is said
+    #[command(flatten)]
+    pub usage_patience: UsagePatience,
     /// How often each server's health is checked
     #[arg(long, env = "TENANTRY_HEALTH_INTERVAL", default_value = "30s", value_parser = duration)]
     pub health_interval: Duration,
@@ -244,7 +248,7 @@ fn resources(text: &str) -> Result<crate::api::Resources, String> {
     serde_json::from_str(text).map_err(|error| format!("not requests and limits as JSON: {error}"))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = crate::api::Duration::from(text).get();
     parsed.ok_or_else(|| format!("{text:?} is not a duration: write a whole number and one of ms, s, m, h, d"))
 }

@@ -99,11 +99,12 @@ impl Server {
 }
 
 /// A row for each meter that these tenants (alias `t`) count in the database: so that it can be
-/// said of one, and proven by its lock, that nothing was ever counted.
+/// said of one, and proven by its lock, that nothing was ever counted. A relay asks for what has
+/// changed since it asked last, and so hears of these.
 pub(super) fn counters(tenants: &str) -> String {
     format!(
-        "INSERT INTO tenantry.meter (tenant, meter, period_start)
-         SELECT t.id, d.meter, '-infinity' FROM tenantry.tenant t
+        "INSERT INTO tenantry.meter (tenant, meter, period_start, last_at)
+         SELECT t.id, d.meter, '-infinity', clock_timestamp() FROM tenantry.tenant t
            JOIN tenantry.meter_definition d ON d.application = t.application AND d.source = 'Database'
           WHERE {tenants} ON CONFLICT DO NOTHING"
     )

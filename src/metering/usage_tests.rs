@@ -75,11 +75,11 @@ fn state(name: &str, value: i64, open: Vec<OpenPeriod>) -> MeterState {
 
 fn projected(states: &[MeterState], meters: &[MeterTerms], delivery: &Delivery, now: Timestamp) -> Usage {
     let periods = periods();
-    project(
-        states,
-        &Terms { periods: &periods, meters, delivery, drift_percent: 1, history_meters: HISTORY_METERS },
-        now,
-    )
+    let seconds = SignedDuration::from_secs;
+    let patience = Patience { gap: seconds(60), mark: seconds(180), silent: seconds(180) };
+    let terms =
+        Terms { periods: &periods, meters, delivery, patience, drift_percent: 1, history_meters: HISTORY_METERS };
+    project(states, &terms, now)
 }
 
 /// The area below a step function, one step after the other.

@@ -54,6 +54,8 @@ pub(super) struct Database {
     marks: Marks,
     /// Until when nothing is counted or sent by [`Database::look`].
     look_at: Instant,
+    /// Whether the last report could not be sent, since the API was away.
+    owes_report: bool,
 }
 
 /// How the sessions in a database are called. Of the first, each relay has one.
@@ -105,7 +107,7 @@ enum Turn {
 impl Database {
     pub(super) fn new(shared: Arc<Shared>, access: Arc<Access>, stop: watch::Receiver<bool>) -> Self {
         let source = batch::source(&shared.options.server, &access.relay.database);
-        Self { shared, access, source, stop, marks: Marks::default(), look_at: Instant::now() }
+        Self { shared, access, source, stop, marks: Marks::default(), look_at: Instant::now(), owes_report: false }
     }
 
     /// Works until it is told to stop, and what is under way is settled.
@@ -122,10 +124,14 @@ impl Database {
                 () = sleep_until(self.look_at) => {
                     second.outbox = None;
                     self.look_at = Instant::now() + jittered(shared.options.report);
-                    self.look(&mut first).await.map(|()| None)
+                    self.look(&mut first, None).await.map(|()| None)
                 }
                 pass = async { sleep_until(poll_at).await; shared.gate.enter().await } => {
-                    self.turn(&mut first, pass).await.map(Some)
+                    // An API that takes no events may take a report: else nobody would hear that they wait.
+                    match self.owes_report && pass.is_trial() {
+                        true => self.look(&mut first, Some(pass)).await.map(|()| None),
+                        false => self.turn(&mut first, pass).await.map(Some),
+                    }
                 }
             };
             match turn {
@@ -211,7 +217,9 @@ impl Database {
     }
 
     /// Measures the outbox; the relay whose session is the oldest tells the API, and sends marks.
-    async fn look(&mut self, session: &mut Session) -> Result<()> {
+    /// It does so with `pass`, where it was given one.
+    async fn look(&mut self, session: &mut Session, pass: Option<Pass<'_>>) -> Result<()> {
+        self.owes_report = false;
         let size = session.ask(async |outbox| outbox.size(COUNTED).await).await?;
         let standing = session.ask(async |outbox| outbox.standing().await).await?;
         let database = &self.access.relay.database;
@@ -232,8 +240,11 @@ impl Database {
         let report = batch::report(&self.source, database, standing.now, size, &dead);
         let parts: Vec<_> =
             std::iter::once(report).chain(marks.iter().map(|mark| batch::mark(&self.source, mark))).collect();
-        // While the API is away, the next report is soon enough.
-        let Some(pass) = self.shared.gate.try_enter() else { return Ok(()) };
+        // While the API is away, the next time that it is tried is soon enough.
+        let Some(pass) = pass.or_else(|| self.shared.gate.try_enter()) else {
+            self.owes_report = true;
+            return Ok(());
+        };
         let told = {
             let _place = self.shared.places.acquire().await.expect("never closed");
             send::tell(&self.shared, pass, &parts).await

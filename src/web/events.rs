@@ -33,6 +33,7 @@ use crate::{
         known::Known,
         ledger::Outcome,
         store::Store,
+        usage::Patience,
     },
 };
 
@@ -41,6 +42,8 @@ use crate::{
 pub struct ApiSettings {
     /// How far an event's time may be from now.
     pub window: Window,
+    /// How long usage may be on its way until that is said.
+    pub arrival: Patience,
     /// The largest body, in bytes.
     pub body: usize,
     /// The most events of a batch.
@@ -68,10 +71,11 @@ pub struct ApiSettings {
 impl ApiSettings {
     /// What serves a relay per server and workloads of many tenants in 512 MiB.
     #[must_use]
-    pub fn new(window: Window) -> Self {
+    pub fn new(window: Window, arrival: Patience) -> Self {
         const MIB: usize = 1024 * 1024;
         Self {
             window,
+            arrival,
             body: 4 * MIB,
             events: 5_000,
             bodies: 64 * MIB,

@@ -29,7 +29,7 @@ use crate::{
         known::Known,
         ledger::{LedgerError, MeterState, MeteredTenant},
         store::Store,
-        usage::{Delivery, Finding, MeterTerms, Terms, project, silent_since},
+        usage::{Delivery, Finding, MeterTerms, Patience, Terms, project, silent_since},
     },
 };
 
@@ -143,7 +143,7 @@ impl<S: Store> Readings<S> {
         let as_of = Timestamp::now();
         let ids = [tenant.tenant.id.clone()];
         let states = self.asked(self.store.usage(&ids)).await?;
-        reading(tenant, &states, as_of)
+        reading(tenant, &states, self.settings.arrival, as_of)
     }
 
     /// The tenant with a name, where the caller is a ServiceAccount of that tenant's own namespace.
@@ -176,7 +176,12 @@ fn is_name(name: &str) -> bool {
 }
 
 /// What the ledger says, by the projection that statuses are made by.
-fn reading(metered: MeteredTenant, states: &[MeterState], as_of: Timestamp) -> Result<UsageReading, Trouble> {
+fn reading(
+    metered: MeteredTenant,
+    states: &[MeterState],
+    patience: Patience,
+    as_of: Timestamp,
+) -> Result<UsageReading, Trouble> {
     let MeteredTenant { tenant, gone_at, meters, server, heard_at } = metered;
     let periods = Periods::new(tenant.anchor, &tenant.time_zone).map_err(|problem| {
         error!(tenant = tenant.name, %problem, "the usage periods of a tenant can't be told");
@@ -191,7 +196,7 @@ fn reading(metered: MeteredTenant, states: &[MeterState], as_of: Timestamp) -> R
     let delivery = Delivery {
         server: server.unwrap_or_default(),
         // While the ledger was away no relay could be heard. What it says right after that is old, and so it is told.
-        silent_since: heard_at.and_then(|heard| silent_since(heard, heard, as_of)),
+        silent_since: heard_at.and_then(|heard| silent_since(heard, heard, as_of, &patience)),
         ..Delivery::default()
     };
     // Drift is a condition of the Tenant alone: how much of it may be is the operator's to say.
@@ -199,6 +204,7 @@ fn reading(metered: MeteredTenant, states: &[MeterState], as_of: Timestamp) -> R
         periods: &periods,
         meters: &meters,
         delivery: &delivery,
+        patience,
         drift_percent: 100,
         history_meters: usize::MAX,
     };

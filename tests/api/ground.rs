@@ -94,7 +94,10 @@ pub struct Ground {
 }
 
 pub fn settings() -> ApiSettings {
-    ApiSettings::new(Window { back: SignedDuration::from_hours(35 * 24), ahead: SignedDuration::from_mins(5) })
+    let window = Window { back: SignedDuration::from_hours(35 * 24), ahead: SignedDuration::from_mins(5) };
+    let (gap, mark, silent) =
+        (SignedDuration::from_mins(1), SignedDuration::from_mins(3), SignedDuration::from_mins(3));
+    ApiSettings::new(window, tenantry::metering::usage::Patience { gap, mark, silent })
 }
 
 fn number() -> u32 {

@@ -173,7 +173,7 @@ impl Ground {
 
 /// Starts a program that asked to end with the thread that starts it: on one that lives as long
 /// as this process, so that a ground which several tests share leaves nothing behind.
-fn spawn(command: Command) -> Child {
+pub fn spawn(command: Command) -> Child {
     type Request = (Command, mpsc::Sender<Child>);
     static SPAWNER: LazyLock<mpsc::Sender<Request>> = LazyLock::new(|| {
         let (requests, received) = mpsc::channel::<Request>();

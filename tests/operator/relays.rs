@@ -19,7 +19,7 @@ use super::{
     bridge::bridge,
     dedicated::dedicated,
     drift::{Child as Object, add, comes_back, remove, replace},
-    ground::{Ground, Once, create, credentials, delete_tenant, eventually, once, ready_tenant},
+    ground::{Ground, Once, create, credentials, delete_tenant, eventually, once, ready_tenant, spawn},
     relay_api::{self, Script},
     verbs::{application, await_condition, delete, id, log_in, named, of, ours, place, read, rows, superuser},
 };
@@ -204,7 +204,7 @@ async fn a_foreign_namespace_is_named_and_never_taken() {
 }
 
 /// A token of the relay's ServiceAccount, as the kubelet would project it.
-async fn token(client: &Client, server: &str) -> String {
+pub async fn token(client: &Client, server: &str) -> String {
     let accounts = Api::<ServiceAccount>::namespaced(client.clone(), &format!("tenantry-relay-{server}"));
     let spec = TokenRequestSpec { audiences: Some(vec!["tenantry".to_owned()]), ..TokenRequestSpec::default() };
     let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
@@ -212,12 +212,40 @@ async fn token(client: &Client, server: &str) -> String {
     answer.status.and_then(|status| status.token).expect("a token")
 }
 
-struct Program(Child);
+/// A running relay; ended when dropped, as a crash would.
+pub struct Program {
+    child: Child,
+    /// The file with its token.
+    _folder: tempfile::TempDir,
+}
+
+impl Program {
+    /// Starts a relay of a DatabaseServer with its ServiceAccount's rights and this token, which
+    /// reports every second.
+    pub async fn start(ground: &Ground, server: &str, api_url: &str, token: &str) -> Self {
+        let namespace = format!("tenantry-relay-{server}");
+        let kubeconfig = ground.cluster.service_account_kubeconfig(&namespace, "relay").await.expect("a kubeconfig");
+        let folder = tempfile::tempdir().expect("a folder");
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, token).expect("a file");
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_tenantry"), "relay"])
+            .args(["--server", server, "--namespace", &namespace, "--api-url", api_url])
+            .args(["--listen", "127.0.0.1:0", "--report-seconds", "1", "--token-file"])
+            .arg(&token_file)
+            .env("KUBECONFIG", kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self { child: spawn(command), _folder: folder }
+    }
+}
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -227,22 +255,8 @@ async fn with_the_rights_of_its_service_account_a_relay_carries_what_tenants_cou
     server(ground, &client, "carried").await;
     let first = ready_tenant(&client, "carried-p", of("carried", json!({}))).await;
     let api = relay_api::Api::start().await;
-    let kubeconfig =
-        ground.cluster.service_account_kubeconfig("tenantry-relay-carried", "relay").await.expect("a kubeconfig");
     let token = token(&client, "carried").await;
-    let folder = tempfile::tempdir().expect("a folder");
-    let token_file = folder.path().join("token");
-    std::fs::write(&token_file, &token).expect("a file");
-    let relay = Command::new(env!("CARGO_BIN_EXE_tenantry"))
-        .args(["relay", "--server", "carried", "--namespace", "tenantry-relay-carried", "--api-url", &api.url])
-        .args(["--listen", "127.0.0.1:0", "--report-seconds", "1", "--token-file"])
-        .arg(&token_file)
-        .env("KUBECONFIG", kubeconfig)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn();
-    let _relay = Program(relay.expect("the program is there"));
+    let _relay = Program::start(ground, "carried", &api.url, &token).await;
     let counts = async |tenant: &tenantry::api::Tenant, delta: i64| {
         let session = log_in(&credentials(&client, tenant).await).await.expect("a login");
         session.simple_query(&format!("SELECT record_usage('users', {delta}, 'x')")).await.expect("counted");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use devcluster::Options;
+use devcluster::{AuditMark, Options};
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, api::ListParams};
 use serde_json::json;
@@ -11,9 +11,15 @@ use tenantry::api::Tenant;
 use super::{
     bridge::bridge,
     dedicated::dedicated,
-    ground::{Ground, OPERATOR, Operator, apply, await_tenant, eventually, is, ready_tenant, tenant},
+    ground::{Ground, OPERATOR, Operator, apply, await_tenant, credentials, eventually, is, ready_tenant, tenant},
+    ingest::ports,
+    relays::{Program, token},
     steps::{migrations, plan, reconciles, stalled},
-    verbs::{application, of, ours, patch, web},
+    usage::{
+        ledger::{ledger_on, operator},
+        says, used,
+    },
+    verbs::{application, await_condition, log_in, of, ours, patch, rows, superuser, web},
 };
 
 /// The server is looked at every second, and swept every other.
@@ -31,7 +37,7 @@ const FLAGS: [&str; 8] = [
 
 /// Waits until the operator has looked at its servers so many times more, as it does on its own
 /// account and at rest: as often as that, nothing else was to be done.
-async fn rounds(operator: &Operator, count: u64) {
+pub async fn rounds(operator: &Operator, count: u64) {
     let until = reconciles(operator, "DatabaseServer") + count;
     let looked = eventually(async || (reconciles(operator, "DatabaseServer") >= until).then_some(())).await;
     assert!(looked.is_some(), "the operator looks at its servers");
@@ -83,6 +89,89 @@ async fn at_rest_and_after_a_restart_nothing_is_written() {
     // It does work again: a new tenant becomes Ready.
     ready_tenant(&ground.client, "after", json!({})).await;
     await_tenant(&ground.client, "a", "Ready", |tenant| is(tenant, "Ready", "True")).await;
+}
+
+/// The same where usage is metered, all of it has arrived, and nobody counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_ledger_and_a_relay_nothing_is_written_either() {
+    let ground = Ground::start(Options { audit: true, ..Options::default() }).await;
+    let url = ledger_on(ground.cluster.postgres()).await;
+    // The outboxes are looked at every second; what lives reports as often.
+    let flags = [&FLAGS[..4], &["--usage-wait-after", "1s", "--usage-interval", "10ms"]].concat();
+    let leader = operator(&ground, &url, &flags);
+    leader.says(200, "leading").await;
+    // The relay's events are taken while the leader is started again.
+    let standby = operator(&ground, &url, &[&flags[..], &["--lease-identity", "other"]].concat());
+    standby.says(200, "standing by").await;
+    ground.examples().await;
+    let client = ground.client.clone();
+    await_condition(&client, &ours("DatabaseServer", "main"), "RelayReady", "True", "").await;
+    let port = eventually(async || ports(&ground).get(1).copied()).await.expect("the standby's API listens");
+    let api = format!("http://127.0.0.1:{port}");
+    let _relay = Program::start(&ground, "main", &api, &token(&client, "main").await).await;
+    let specs = [
+        ("idle-a", json!({})),
+        ("idle-b", json!({})),
+        ("idle-c", bridge("crm", json!({}))),
+        ("idle-d", dedicated("crm", json!({}))),
+    ];
+    for (name, spec) in specs {
+        let tenant = ready_tenant(&client, name, spec).await;
+        let session = log_in(&credentials(&client, &tenant).await).await.expect("a login");
+        session.batch_execute("SELECT record_usage('users', 2, 'a')").await.expect("counted");
+        await_tenant(&client, name, "counted", |tenant| {
+            used(tenant, "users").is_some_and(|it| it.current == 2 && it.complete)
+                && says(tenant, "UsageComplete").as_deref() == Some("True Complete")
+        })
+        .await;
+    }
+    await_condition(&client, &ours("DatabaseServer", "main"), "UsageDelivered", "True", "").await;
+    let ledger = superuser(&ground, "ledger").await;
+    let audit = ground.cluster.audit();
+    let written = |mark: AuditMark| -> Vec<String> {
+        let events = audit.events(mark).expect("events").into_iter();
+        // To ask whose a token is, is a create by its form, of which nothing is kept.
+        let ours = events.filter(|it| it.user == OPERATOR && it.is_write() && it.resource != "tokenreviews");
+        let ours = ours.filter(|it| it.resource != "leases");
+        ours.map(|it| format!("{} {} {}", it.verb, it.resource, it.name)).collect()
+    };
+    let settled = eventually(async || {
+        let mark = audit.mark().expect("a mark");
+        rounds(&leader, 24).await;
+        written(mark).is_empty().then_some(())
+    });
+    assert!(settled.await.is_some(), "it does not come to rest");
+    // A minute of the outboxes' rounds as they are by default, and twenty reports.
+    let mark = audit.mark().expect("a mark");
+    reports(&ledger, 20).await;
+    rounds(&leader, 40).await;
+    assert_eq!(written(mark), Vec::<String>::new(), "at rest");
+
+    leader.kill();
+    let mark = audit.mark().expect("a mark");
+    let leader = operator(&ground, &url, &flags);
+    leader.says(200, "leading").await;
+    assert_eq!(leader.metric("tenantry_leader"), Some(1.0), "who comes back leads");
+    let all = eventually(async || (reconciles(&leader, "Tenant") >= 4).then_some(())).await;
+    assert!(all.is_some(), "every Tenant is looked at");
+    reports(&ledger, 20).await;
+    rounds(&leader, 20).await;
+    assert_eq!(written(mark), Vec::<String>::new(), "after a restart");
+    // It does work again.
+    let tenant = await_tenant(&client, "idle-a", "there", |_| true).await;
+    let session = log_in(&credentials(&client, &tenant).await).await.expect("a login");
+    session.batch_execute("SELECT record_usage('users', 1, 'b')").await.expect("counted");
+    await_tenant(&client, "idle-a", "counted", |it| used(it, "users").is_some_and(|it| it.current == 3)).await;
+}
+
+/// Waits until the relay has reported so many times, of one database or another.
+async fn reports(ledger: &tokio_postgres::Client, count: usize) {
+    let mut seen = std::collections::BTreeSet::new();
+    let heard = eventually(async || {
+        seen.extend(rows(ledger, "SELECT reported_at::text FROM ledger.outbox").await);
+        (seen.len() > count).then_some(())
+    });
+    assert!(heard.await.is_some(), "the relay reports: {seen:?}");
 }
 
 /// What was said last, by Events.

@@ -67,6 +67,17 @@ async fn marks_that_nobody_took_are_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_tenant_that_comes_later_it_is_said_that_it_has_counted_nothing() {
+    let place = Place::new().await;
+    let first = place.database.tenant("acme").await.id.to_string();
+    let relay = place.relay().await;
+    place.api.until("one is marked", |script| mark(script, &first, "users") == Some((0, 0))).await;
+    let later = place.database.tenant("bolt").await.id.to_string();
+    place.api.until("the other one is marked", |script| mark(script, &later, "users") == Some((0, 0))).await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_meter_whose_transaction_is_open_is_marked_after_it() {
     let place = Place::new().await;
     let guest = place.database.tenant("acme").await;

@@ -16,15 +16,16 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use tracing::{info, warn};
 
+pub(super) use self::outboxes::Said;
 pub use self::status::{closed_usage, current_usage};
 use self::{board::Board, outboxes::Outboxes, projector::Write, registrar::Registry};
-use super::{databases::Connected, world::World};
+use super::{databases::Connected, patience::UsagePatience, world::World};
 use crate::{
-    api::{StatusPart as _, Tenant, TenantMetering, Verdict},
+    api::{ConditionType, DatabaseServer, StatusPart as _, Tenant, TenantMetering, find_condition},
     cluster::{Change, desired_hash},
     metering::ledger::{Ledger, LedgerError},
 };
@@ -35,15 +36,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it is waited after a failure until it is tried again.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// How long the ledger may be away until Tenants say so: a restart is no news.
-const AWAY: SignedDuration = SignedDuration::from_mins(5);
-
 /// How many tenants the ledger is asked for, or told of, at a time.
 const CHUNK: usize = 500;
 
 /// What this process knows of usage.
 pub(super) struct UsageWork {
     ledger: Ledger,
+    patience: UsagePatience,
     /// Since when the ledger is away, and why.
     away: Mutex<Option<(Timestamp, String)>>,
     registry: Registry,
@@ -68,9 +67,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl UsageWork {
-    pub(super) fn new(ledger: Ledger) -> Self {
+    pub(super) fn new(ledger: Ledger, patience: UsagePatience) -> Self {
         Self {
             ledger,
+            patience,
             away: Mutex::default(),
             registry: Registry::default(),
             board: Board::default(),
@@ -87,7 +87,7 @@ impl UsageWork {
 
     /// The same, where that is long enough to be said.
     fn away_long(&self, now: Timestamp) -> Option<Timestamp> {
-        self.away_since().filter(|since| now.duration_since(*since) >= AWAY)
+        self.away_since().filter(|since| now.duration_since(*since) >= self.patience.away())
     }
 
     /// Asks the ledger something; nothing where it doesn't answer. That is logged once.
@@ -187,18 +187,29 @@ impl UsageWork {
     }
 
     /// What the relay of a DatabaseServer has said of its outboxes.
-    pub(super) fn delivered(&self, world: &World, server: &str) -> Option<Verdict> {
-        self.outboxes.verdict(world, server, self.away_long(Timestamp::now()))
+    pub(super) fn delivered(&self, world: &World, server: &DatabaseServer) -> Said {
+        // An earlier leader knew since when.
+        if self.away_since().is_some() && outboxes::says_away(world, server) {
+            return Said::AsBefore;
+        }
+        self.outboxes.said(world, &server.name_any(), self.away_long(Timestamp::now()))
     }
 
     /// Each DatabaseServer with tenants, and whether what is counted there doesn't arrive.
     pub(super) fn undelivered(&self, world: &World) -> Vec<(String, bool)> {
         let servers = world.stores.servers.state();
-        let is_so = |name: String| {
-            let verdict = self.delivered(world, &name)?;
-            Some((name, verdict.holds == Some(false)))
+        let is_so = |server: &DatabaseServer| {
+            let is_so = match self.delivered(world, server) {
+                Said::Nothing => return None,
+                Said::AsBefore => {
+                    let status = world.statuses.servers.current(server, server.status.as_ref())?;
+                    find_condition(&status.conditions, ConditionType::UsageDelivered)?.status == "False"
+                }
+                Said::Now(verdict) => verdict.holds == Some(false),
+            };
+            Some((server.name_any(), is_so))
         };
-        servers.iter().filter_map(|server| is_so(server.name_any())).collect()
+        servers.iter().filter_map(|server| is_so(server)).collect()
     }
 
     /// By how much reconciliations differed from what was counted, by Application and meter: the

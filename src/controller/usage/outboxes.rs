@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use kube::runtime::reflector::ObjectRef;
 use tokio::time::sleep;
 
 use super::{PATIENCE, UsageWork, lock};
 use crate::{
-    api::{ConditionType, Verdict},
-    controller::{tenant::place::Place, world::World},
+    api::{ConditionType, DatabaseServer, Verdict, find_condition},
+    controller::{patience::UsagePatience, tenant::place::Place, world::World},
     database::{TenantRecord, TenantState},
     desired::count,
     metering::{
@@ -23,11 +24,21 @@ use crate::{
     },
 };
 
-/// How often the ledger is asked.
+/// How often the ledger is asked, at the least.
 const ROUND: Duration = Duration::from_secs(10);
 
-/// How long an event may wait until that is said.
-const WAITS: SignedDuration = SignedDuration::from_mins(10);
+const SILENT: &str = "RelaySilent";
+const AWAY: &str = "LedgerAway";
+
+/// What a DatabaseServer is to say of its outboxes.
+pub(in crate::controller) enum Said {
+    /// Nothing: it has no tenants.
+    Nothing,
+    /// What it said before: this process has not heard enough yet to know better.
+    AsBefore,
+    /// This.
+    Now(Verdict),
+}
 
 /// What is known of the outboxes, by server and database.
 #[derive(Default)]
@@ -43,20 +54,29 @@ struct Outbox {
     waits_long: bool,
 }
 
+/// What an outbox was, and is judged by.
+struct Before<'a> {
+    /// Since when there is a database with tenants.
+    known_since: Timestamp,
+    /// Whether its relay was silent.
+    silent: bool,
+    /// Since when the relays can be heard.
+    listening_since: Timestamp,
+    patience: &'a UsagePatience,
+}
+
 impl Outbox {
-    /// What it is from now on, where it is heard of since a moment.
-    fn judged(
-        known_since: Timestamp,
-        report: Option<(OutboxReport, Timestamp)>,
-        listening_since: Timestamp,
-        now: Timestamp,
-    ) -> Self {
+    /// What it is from now on.
+    fn judged(before: &Before<'_>, report: Option<(OutboxReport, Timestamp)>, now: Timestamp) -> Self {
+        let Before { known_since, silent, listening_since, patience } = *before;
         let last = report.as_ref().map_or(known_since, |(_, at)| *at);
+        // Who was silent before is so until it says something.
+        let from = if silent { last } else { listening_since };
         let oldest = report.as_ref().and_then(|(report, _)| report.oldest);
         Self {
             known_since,
-            silent_since: silent_since(last, listening_since, now),
-            waits_long: oldest.is_some_and(|oldest| now.duration_since(oldest) > WAITS),
+            silent_since: silent_since(last, from, now, &patience.arrival()),
+            waits_long: oldest.is_some_and(|oldest| now.duration_since(oldest) > patience.wait()),
             report,
         }
     }
@@ -76,34 +96,40 @@ impl Outbox {
 }
 
 impl Outboxes {
-    /// How a tenant's usage gets into the ledger.
-    pub(super) fn delivery(&self, place: &Place, ledger_away: Option<Timestamp>) -> Delivery {
+    /// How a tenant's usage gets into the ledger; whether that is known, else what is assumed of a
+    /// new database.
+    pub(super) fn delivery(&self, place: &Place, ledger_away: Option<Timestamp>) -> (bool, Delivery) {
         let all = lock(&self.0);
         let outbox = all.get(&(place.server.clone(), place.database.clone()));
         let dead = outbox.and_then(|outbox| outbox.report.as_ref()).map(|(report, _)| {
             report.dead.iter().filter(|dead| dead.tenant == place.id.as_str()).map(|dead| dead.events).sum()
         });
-        Delivery {
+        let delivery = Delivery {
             server: place.server.clone(),
             silent_since: outbox.and_then(|outbox| outbox.silent_since),
             waits_long: outbox.is_some_and(|outbox| outbox.waits_long),
             dead: dead.unwrap_or(0),
             ledger_away,
-        }
+        };
+        (outbox.is_some(), delivery)
     }
 
-    /// What a DatabaseServer is to say; nothing where it has no tenants.
-    pub(super) fn verdict(&self, world: &World, server: &str, ledger_away: Option<Timestamp>) -> Option<Verdict> {
+    /// What a DatabaseServer is to say, where the ledger has answered, or is away for long.
+    pub(super) fn said(&self, world: &World, server: &str, ledger_away: Option<Timestamp>) -> Said {
         let all = lock(&self.0);
         let of_server: Vec<(&str, &Outbox)> = all
             .iter()
             .filter(|((name, _), _)| name == server)
             .map(|((_, database), outbox)| (database.as_str(), outbox))
             .collect();
-        if of_server.is_empty() && world.databases.get(server).is_none_or(|it| databases(&it).is_empty()) {
-            return None;
+        if of_server.is_empty() {
+            match world.databases.get(server) {
+                Some(connected) if databases(&connected).is_empty() => return Said::Nothing,
+                Some(_) if ledger_away.is_some() => {}
+                _ => return Said::AsBefore,
+            }
         }
-        Some(judge(server, &of_server, ledger_away))
+        Said::Now(judge(server, &of_server, ledger_away))
     }
 }
 
@@ -118,7 +144,7 @@ fn judge(server: &str, outboxes: &[(&str, &Outbox)], ledger_away: Option<Timesta
     let kind = ConditionType::UsageDelivered;
     if let Some(since) = ledger_away {
         let message = format!("the ledger is away since {}: what waits is safe in the databases", seconds(since));
-        return Verdict::unknown(kind, "LedgerAway", message);
+        return Verdict::unknown(kind, AWAY, message);
     }
     let of = |matches: fn(&Outbox) -> bool| -> Vec<(&str, &Outbox)> {
         outboxes.iter().filter(|(_, outbox)| matches(outbox)).copied().collect()
@@ -130,7 +156,7 @@ fn judge(server: &str, outboxes: &[(&str, &Outbox)], ledger_away: Option<Timesta
             named(&silent),
             seconds(since),
         );
-        return Verdict::no(kind, "RelaySilent", message);
+        return Verdict::no(kind, SILENT, message);
     }
     let late = of(|outbox| outbox.waits_long);
     if !late.is_empty() {
@@ -177,6 +203,7 @@ fn seconds(time: Timestamp) -> Timestamp {
 
 /// Asks what the relays said last, again and again, and has those looked at whom it concerns.
 pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
+    let round = ROUND.min(work.patience.usage_silent_after).min(work.patience.usage_wait_after);
     let mut listening_since = None;
     loop {
         match work.ask("ask for the outboxes", PATIENCE, work.ledger.outboxes()).await {
@@ -186,8 +213,20 @@ pub(super) async fn run(world: &Arc<World>, work: &UsageWork) {
             }
             None => listening_since = None,
         }
-        sleep(ROUND).await;
+        sleep(round).await;
     }
+}
+
+/// Since when a DatabaseServer says this of its outboxes, by its status.
+fn says(world: &World, server: &DatabaseServer, reason: &str) -> Option<Timestamp> {
+    let status = world.statuses.servers.current(server, server.status.as_ref())?;
+    let condition = find_condition(&status.conditions, ConditionType::UsageDelivered)?;
+    (condition.reason == reason).then_some(condition.last_transition_time.0)
+}
+
+/// Whether a DatabaseServer says that the ledger is away.
+pub(super) fn says_away(world: &World, server: &DatabaseServer) -> bool {
+    says(world, server, AWAY).is_some()
 }
 
 fn take_in(world: &World, work: &UsageWork, states: Vec<OutboxState>, listening_since: Timestamp, now: Timestamp) {
@@ -195,12 +234,21 @@ fn take_in(world: &World, work: &UsageWork, states: Vec<OutboxState>, listening_
         states.into_iter().map(|state| ((state.server, state.database), (state.report, state.reported_at))).collect();
     let mut new = BTreeMap::new();
     let old = lock(&work.outboxes.0).clone();
+    let patience = &work.patience;
     for (server, connected) in world.databases.all() {
+        // An earlier leader may have heard nothing for long.
+        let live = world.stores.servers.get(&ObjectRef::new(&server));
+        let said_silent = live.and_then(|live| says(world, &live, SILENT));
+        let silent_since = said_silent.map(|since| since.saturating_sub(patience.arrival().silent).unwrap_or(since));
         for database in databases(&connected) {
             let key = (server.clone(), database);
-            let known_since = old.get(&key).map_or(now, |outbox| outbox.known_since);
-            let report = reports.remove(&key);
-            new.insert(key, Outbox::judged(known_since, report, listening_since, now));
+            let (known_since, silent) = match old.get(&key) {
+                Some(outbox) => (outbox.known_since, outbox.silent_since.is_some()),
+                None => (silent_since.unwrap_or(now), silent_since.is_some()),
+            };
+            let before = Before { known_since, silent, listening_since, patience };
+            let outbox = Outbox::judged(&before, reports.remove(&key), now);
+            new.insert(key, outbox);
         }
     }
     *lock(&work.outboxes.0) = new.clone();
@@ -236,7 +284,19 @@ mod tests {
     }
 
     fn heard(report: OutboxReport, reported: &str, now: &str) -> Outbox {
-        Outbox::judged(at(START), Some((report, at(reported))), at(START), at(now))
+        Outbox::judged(&before(START, false), Some((report, at(reported))), at(now))
+    }
+
+    const PATIENCE: UsagePatience = UsagePatience {
+        usage_gap_after: Duration::from_secs(60),
+        usage_mark_after: Duration::from_secs(180),
+        usage_silent_after: Duration::from_secs(180),
+        usage_wait_after: Duration::from_secs(600),
+        ledger_away_after: Duration::from_secs(300),
+    };
+
+    fn before(listening_since: &str, silent: bool) -> Before<'static> {
+        Before { known_since: at(START), silent, listening_since: at(listening_since), patience: &PATIENCE }
     }
 
     #[test]
@@ -246,11 +306,19 @@ mod tests {
         assert_eq!(heard(quiet(), reported, "2026-11-01T01:03:00Z").silent_since, None);
         let silent = heard(quiet(), reported, "2026-11-01T01:03:01Z");
         assert_eq!(silent.silent_since, Some(at(reported)));
-        let listening = at("2026-11-01T02:00:00Z");
-        let after = |now| Outbox::judged(at(START), Some((quiet(), at(reported))), listening, at(now)).silent_since;
-        assert_eq!(after("2026-11-01T02:03:00Z"), None, "the ledger was away");
-        assert_eq!(after("2026-11-01T02:04:00Z"), Some(at(reported)));
-        let never = Outbox::judged(at(START), None, at(START), at("2026-11-01T00:04:00Z"));
+        let listening = "2026-11-01T02:00:00Z";
+        let after = |silent, reported, now| {
+            Outbox::judged(&before(listening, silent), Some((quiet(), at(reported))), at(now)).silent_since
+        };
+        assert_eq!(after(false, reported, "2026-11-01T02:03:00Z"), None, "the ledger was away");
+        assert_eq!(after(false, reported, "2026-11-01T02:04:00Z"), Some(at(reported)));
+        assert_eq!(
+            after(true, reported, "2026-11-01T02:00:01Z"),
+            Some(at(reported)),
+            "it was before, and says nothing"
+        );
+        assert_eq!(after(true, "2026-11-01T02:00:02Z", "2026-11-01T02:00:03Z"), None, "it has said something");
+        let never = Outbox::judged(&before(START, false), None, at("2026-11-01T00:04:00Z"));
         assert_eq!(never.silent_since, Some(at(START)), "a relay that never came");
         let verdict = judge("main", &[("crm_1", &never)], None);
         assert_eq!((verdict.holds, verdict.reason), (Some(false), "RelaySilent"));

@@ -18,7 +18,7 @@ use super::{
     status::{self, Crossing},
 };
 use crate::{
-    api::{Tenant, TenantMetering},
+    api::{ConditionType, Tenant, TenantMetering, find_condition},
     billing::Periods,
     controller::{events::Note, limits::meters_of, world::World},
     database::{MeterKind, MeterSource, Policy as DatabasePolicy},
@@ -89,7 +89,7 @@ pub(super) fn push(work: &UsageWork, ids: &[String]) {
 pub(super) async fn look_at_all(world: &World, work: &UsageWork) {
     let mut round = interval(ROUND);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut look = interval(PATIENCE);
+    let mut look = interval(PATIENCE.min(work.patience.ledger_away_after));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said = false;
     loop {
@@ -169,7 +169,8 @@ pub(super) async fn read(world: &World, work: &UsageWork) {
 
 fn look_at(world: &World, work: &UsageWork, metered: &Metered, states: &[MeterState]) {
     let (name, now) = (metered.tenant.name_any(), Timestamp::now());
-    let Some((usage, drifts)) = projected(world, work, metered, states, now) else { return };
+    let (is_known, delivery) = work.outboxes.delivery(&metered.place, work.away_long(now));
+    let Some((usage, drifts)) = projected(world, metered, &delivery, states, now) else { return };
     {
         let mut all = lock(&work.drifts);
         if drifts.is_empty() {
@@ -181,6 +182,11 @@ fn look_at(world: &World, work: &UsageWork, metered: &Metered, states: &[MeterSt
     let until = usage.next.duration_since(now).unsigned_abs().min(ROUND);
     work.board.push_at(&name, Instant::now() + until);
     let old = current(world, &metered.tenant);
+    if !is_known && find_condition(&old.conditions, ConditionType::MeteringDegraded).is_some() {
+        // An earlier leader has found something, and this one has not looked for it yet.
+        work.board.push_at(&name, Instant::now() + PAUSE);
+        return;
+    }
     let new = status::metering(&old, &usage, now);
     if status::is_same(&old, &new) {
         work.board.unplan(&name);
@@ -214,8 +220,8 @@ fn spread(time: Duration) -> Duration {
 /// What a tenant uses; nothing where its Application or its zone isn't known.
 fn projected(
     world: &World,
-    work: &UsageWork,
     metered: &Metered,
+    delivery: &Delivery,
     states: &[MeterState],
     now: Timestamp,
 ) -> Option<(Usage, Vec<Drift>)> {
@@ -245,11 +251,11 @@ fn projected(
             name: meter.name,
         })
         .collect();
-    let delivery = work.outboxes.delivery(place, work.away_long(now));
     let terms = Terms {
         periods: &periods,
         meters: &meters,
-        delivery: &delivery,
+        delivery,
+        patience: world.args.usage_patience.arrival(),
         drift_percent: world.args.usage_drift_percent,
         history_meters: HISTORY_METERS,
     };

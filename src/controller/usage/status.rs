@@ -45,10 +45,15 @@ pub fn closed_usage(usage: &Usage) -> Vec<ClosedUsage> {
 
 /// What the status is to say while the ledger is away for long: what it said, and that.
 pub(super) fn away(old: &TenantMetering, finding: &Finding, now: Timestamp) -> TenantMetering {
-    let verdict = verdict(ConditionType::MeteringDegraded, finding);
+    let kind = ConditionType::MeteringDegraded;
+    if find_condition(&old.conditions, kind).is_some_and(|condition| condition.reason == finding.reason) {
+        // An earlier leader knew since when.
+        return old.clone();
+    }
+    let verdict = verdict(kind, finding);
     let degraded = merge_conditions(&old.conditions, &[verdict], None, now);
     let mut new = old.clone();
-    new.conditions.retain(|condition| condition.type_ != ConditionType::MeteringDegraded.as_str());
+    new.conditions.retain(|condition| condition.type_ != kind.as_str());
     new.conditions.extend(degraded);
     new
 }

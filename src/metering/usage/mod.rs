@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 
 pub use self::{
     average::average,
-    verdicts::{Delivery, Finding, degraded, silent_since},
+    verdicts::{Delivery, Finding, Patience, degraded, silent_since},
 };
 use super::ledger::{MeterState, OpenPeriod};
 use crate::billing::{Period, Periods};
@@ -74,6 +74,8 @@ pub struct Terms<'a> {
     pub meters: &'a [MeterTerms],
     /// How usage gets from its database into the ledger.
     pub delivery: &'a Delivery,
+    /// How long usage may be on its way.
+    pub patience: Patience,
     /// From how many percent of the value on a drift is more than what may be.
     pub drift_percent: u8,
     /// How many meters all closed periods have together: [`HISTORY_METERS`] in a status.
@@ -156,7 +158,7 @@ pub fn project(states: &[MeterState], terms: &Terms<'_>, now: Timestamp) -> Usag
     let mut next = period.end;
     for meter in terms.meters {
         let state = by_name.get(meter.name.as_str()).copied();
-        let judged = verdicts::judge(meter, state, terms.delivery, now);
+        let judged = verdicts::judge(meter, state, terms, now);
         next = judged.next.map_or(next, |at| next.min(at));
         complaints.extend(judged.complaint.map(|complaint| (meter.name.clone(), complaint)));
         meters.push(MeterNow { complete: judged.complete, ..now_of(meter, state, &period, now) });

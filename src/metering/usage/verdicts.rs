@@ -6,19 +6,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{MeterNow, MeterTerms, Policy, Share};
+use super::{MeterNow, MeterTerms, Policy, Share, Terms};
 use crate::metering::ledger::{MeterState, MissingRange};
-
-/// How long a gap between sequences may be there until it is said: two leases of a relay, in
-/// which a batch that got lost is sent again.
-const GAP_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
-
-/// How long after an event its database may take to say how far it is: a relay posts marks once a
-/// minute.
-const MARK_PATIENCE: SignedDuration = SignedDuration::from_secs(180);
-
-/// After how long without a report a relay counts as silent: it reports every 30 seconds.
-const SILENT: SignedDuration = SignedDuration::from_mins(3);
 
 /// A drift of so many is never more than what may be: counts that change while somebody counts.
 const DRIFT_LEAST: u64 = 5;
@@ -40,6 +29,19 @@ impl Finding {
     }
 }
 
+/// How long usage may be on its way until somebody is told that it hasn't arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a gap between sequences may be there: two leases of a relay, in which a batch that
+    /// got lost is sent again.
+    pub gap: SignedDuration,
+    /// How long after an event its database may take to say how far it is: a relay posts marks
+    /// once a minute.
+    pub mark: SignedDuration,
+    /// How long a relay may say nothing: it reports every 30 seconds.
+    pub silent: SignedDuration,
+}
+
 /// How usage gets from a tenant's database into the ledger. Each is nothing where all is well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
@@ -58,8 +60,13 @@ pub struct Delivery {
 /// Since when the relay that reported last at `last` counts as silent, where it could be heard
 /// from `listening_since` on: while nobody listened, nothing could be heard.
 #[must_use]
-pub fn silent_since(last: Timestamp, listening_since: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    (now.duration_since(last.max(listening_since)) > SILENT).then_some(last)
+pub fn silent_since(
+    last: Timestamp,
+    listening_since: Timestamp,
+    now: Timestamp,
+    patience: &Patience,
+) -> Option<Timestamp> {
+    (now.duration_since(last.max(listening_since)) > patience.silent).then_some(last)
 }
 
 /// Why it isn't known that everything of a meter has arrived.
@@ -88,19 +95,19 @@ pub(super) struct Judged {
 }
 
 /// Whether everything of a meter has arrived, as far as can be known.
-pub(super) fn judge(meter: &MeterTerms, state: Option<&MeterState>, delivery: &Delivery, now: Timestamp) -> Judged {
+pub(super) fn judge(meter: &MeterTerms, state: Option<&MeterState>, terms: &Terms<'_>, now: Timestamp) -> Judged {
     if meter.from_api {
         // Nobody numbers these events, so nobody can miss one.
         return Judged { complete: false, complaint: None, next: None };
     }
     let mut next = None;
-    let complaint = complaint(state, delivery, now, &mut next);
+    let complaint = complaint(state, terms, now, &mut next);
     Judged { complete: complaint.is_none(), complaint, next }
 }
 
 fn complaint(
     state: Option<&MeterState>,
-    delivery: &Delivery,
+    Terms { delivery, patience, .. }: &Terms<'_>,
     now: Timestamp,
     next: &mut Option<Timestamp>,
 ) -> Option<Complaint> {
@@ -110,7 +117,7 @@ fn complaint(
         return Some(Complaint::Restored);
     }
     if let Some(missing) = state.missing {
-        let due = missing.since.saturating_add(GAP_PATIENCE).unwrap_or(Timestamp::MAX);
+        let due = missing.since.saturating_add(patience.gap).unwrap_or(Timestamp::MAX);
         if now >= due {
             return Some(Complaint::Gap(missing));
         }
@@ -121,7 +128,7 @@ fn complaint(
         return Some(Complaint::Silent(since));
     }
     if let Some(occurred) = state.occurred_at.filter(|occurred| *occurred > marked) {
-        let due = occurred.saturating_add(MARK_PATIENCE).unwrap_or(Timestamp::MAX);
+        let due = occurred.saturating_add(patience.mark).unwrap_or(Timestamp::MAX);
         if now >= due {
             return Some(Complaint::StaleMark(marked));
         }

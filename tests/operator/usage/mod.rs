@@ -1,7 +1,9 @@
 //! Usage, from the ledger into Tenants' status.
 
 mod conditions;
-mod ledger;
+mod delivery;
+mod leaving;
+pub mod ledger;
 mod verbs;
 mod writers;
 
