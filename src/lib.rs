@@ -2,8 +2,8 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api, term and postgres, desired and billing, cluster and database, controller and
-//! relay and agent and web, cli; a test holds them to it.
+//! what stands before it in the line api, term, postgres and event, desired and billing, cluster, database and metering,
+//! controller and relay and agent and web, cli; a test holds them to it.
 
 pub mod agent;
 pub mod api;
@@ -14,6 +14,7 @@ pub mod controller;
 pub mod crds;
 pub mod database;
 pub mod desired;
+pub mod event;
 pub mod metering;
 pub mod postgres;
 pub mod relay;

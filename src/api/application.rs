@@ -30,6 +30,8 @@ use super::{Duration, LocalReference, PodTemplate, Tier};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 34 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("an Application's name has at most 34 characters (its pools are named after it): lower-case letters, digits and '-', beginning with a letter"),
+    // A meter that was taken out may come back: the rule of a meter itself sees only the object before.
+    validation = Rule::new("!has(self.status) || !has(self.status.meters) || !has(self.spec.meters) || self.spec.meters.all(m, self.status.meters.all(known, known.name != m.name || (known.kind == m.kind && known.source == m.source)))").message("kind and source of a meter can't be changed, since past counts would lose their meaning (status.meters has all that tenants were counted by): declare a meter of another name"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -250,6 +252,19 @@ pub struct Meter {
     pub source: MeterSource,
 }
 
+/// What a meter was declared as when tenants were counted by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownMeter {
+    /// The meter's name.
+    #[schemars(length(max = 40))]
+    pub name: String,
+    /// Level or Total.
+    pub kind: MeterKind,
+    /// Where its counts came from.
+    pub source: MeterSource,
+}
+
 /// How a meter counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum MeterKind {
@@ -415,6 +430,12 @@ pub struct ApplicationStatus {
     /// How many Pools serve this Application.
     #[serde(default)]
     pub pools: i64,
+    /// The meters that tenants are or were counted by, also those that are no longer declared: what
+    /// each counts stays, so that a name means one thing. At most 128, the oldest left out first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 128))]
+    pub meters: Vec<KnownMeter>,
     /// What is true of the Application, and since when.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

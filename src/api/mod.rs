@@ -17,8 +17,8 @@ mod usage;
 
 pub use application::{
     Application, ApplicationDatabase, ApplicationSpec, ApplicationStatus, Autoscaling, Component, DatabaseChoice,
-    EgressRule, JobMigrations, Meter, MeterKind, MeterSource, Migrations, ParentReference, PerTier, Placement,
-    PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
+    EgressRule, JobMigrations, KnownMeter, Meter, MeterKind, MeterSource, Migrations, ParentReference, PerTier,
+    Placement, PoolSettings, Replicas, Rollout, Route, RouteTls, SharedObjects, SqlMigrations,
 };
 pub use condition::{
     ConditionType, HasConditions, METERING, Reason, Verdict, find_condition, is_true, keep_conditions, merge_conditions,

@@ -31,13 +31,14 @@ use super::{ClosedUsage, Money, Resources, TenantUsage, Tier};
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$') && !self.metadata.name.startsWith('xn--')").message("a Tenant's name has at most 40 characters: lower-case letters, digits and '-', beginning with a letter, ending with a letter or digit, and not beginning with xn--"),
-    // Of the whole object, since a name that is no time zone has to be corrected, and only the operator knows one.
-    validation = Rule::new("!has(oldSelf.spec.billing) || !has(oldSelf.spec.billing.timeZone) || (has(self.spec.billing) && has(self.spec.billing.timeZone) && self.spec.billing.timeZone == oldSelf.spec.billing.timeZone) || (has(oldSelf.status) && has(oldSelf.status.conditions) && oldSelf.status.conditions.exists(c, c.type == 'Stalled' && c.reason == 'UnknownTimeZone'))").message("billing.timeZone can't be changed once it is set: every period ends in it"),
+    // Of the whole object, since what isn't in effect has to be corrected, and only the operator knows that: a name
+    // that is no time zone, or what differs from the periods that the tenant has.
+    validation = Rule::new("!has(oldSelf.spec.billing) || !has(oldSelf.spec.billing.start) || (has(self.spec.billing) && has(self.spec.billing.start) && self.spec.billing.start == oldSelf.spec.billing.start) || (has(oldSelf.status) && has(oldSelf.status.conditions) && oldSelf.status.conditions.exists(c, c.type == 'Stalled' && c.reason in ['UnknownTimeZone', 'PeriodsFixed']))").message("billing.start can't be changed once it is set: every period is counted from it"),
+    validation = Rule::new("!has(oldSelf.spec.billing) || !has(oldSelf.spec.billing.timeZone) || (has(self.spec.billing) && has(self.spec.billing.timeZone) && self.spec.billing.timeZone == oldSelf.spec.billing.timeZone) || (has(oldSelf.status) && has(oldSelf.status.conditions) && oldSelf.status.conditions.exists(c, c.type == 'Stalled' && c.reason in ['UnknownTimeZone', 'PeriodsFixed']))").message("billing.timeZone can't be changed once it is set: every period ends in it"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.application == oldSelf.application").message("application can't be changed, since the data is that application's: make another Tenant"),
-    validation = Rule::new("!has(oldSelf.billing) || !has(oldSelf.billing.start) || (has(self.billing) && has(self.billing.start) && self.billing.start == oldSelf.billing.start)").message("billing.start can't be changed once it is set: every period is counted from it"),
 )]
 pub struct TenantSpec {
     /// The name that people see.
@@ -106,10 +107,11 @@ pub enum OwnerKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Billing {
-    /// Where the first period begins; when the Tenant was made, when left out.
+    /// Where the first usage period begins; when the Tenant was made, when left out. Fixed with the
+    /// tenant's first placement: one that is set later, to something else, is Stalled (`PeriodsFixed`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Time>,
-    /// The IANA time zone in which periods end; UTC when left out.
+    /// The IANA time zone in which usage periods end; UTC when left out. Fixed in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')").message("timeZone is an IANA name, such as Asia/Seoul"))]

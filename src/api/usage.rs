@@ -38,7 +38,8 @@ pub struct MeterUsage {
     pub name: String,
     /// Of a Level meter, how many there are; of a Total, how much was used in the period.
     pub current: i64,
-    /// Of a Level meter, the most that there were at a time in the period.
+    /// Of a Level meter, the most that there were at a time in the period. Of source API, whose
+    /// events come in no order, only `history` has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak: Option<i64>,
     /// Of a Level meter, how many there were on average over the period's time until `asOf`, as a

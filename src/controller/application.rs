@@ -13,10 +13,13 @@ use super::{
     world::World,
 };
 use crate::{
-    api::{Application, ApplicationStatus, ConditionType, Verdict, merge_conditions},
+    api::{Application, ApplicationStatus, ConditionType, KnownMeter, Meter, Verdict, merge_conditions},
     cluster::{add_finalizer, remove_finalizer},
     desired::{Kind, application_faults, count, join_faults, route_kind},
 };
+
+/// How many meters a status knows; the definition has the same bound.
+const KNOWN_METERS: usize = 128;
 
 pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) -> Outcome {
     if super::is_paused(&*application) {
@@ -71,10 +74,12 @@ pub(super) async fn reconcile(application: Arc<Application>, world: Arc<World>) 
 async fn write(application: &Application, world: &World, tenants: i64, pools: usize, verdicts: &[Verdict]) -> Outcome {
     let old = world.statuses.applications.current(application, application.status.as_ref()).unwrap_or_default();
     let generation = application.metadata.generation;
+    let is_used = tenants > 0 || pools > 0;
     let status = ApplicationStatus {
         observed_generation: generation,
         tenants,
         pools: i64::try_from(pools).unwrap_or(i64::MAX),
+        meters: known_meters(&old.meters, application.spec.meters.as_deref().filter(|_| is_used).unwrap_or_default()),
         conditions: merge_conditions(&old.conditions, verdicts, generation, now()),
     };
     let counts = ApplicationStatus { tenants, pools: status.pools, ..old.clone() };
@@ -86,4 +91,41 @@ async fn write(application: &Application, world: &World, tenants: i64, pools: us
         world.events.transitions(application, &old.conditions, &status.conditions);
     }
     Ok(None)
+}
+
+/// The meters that were known, and those that are declared, at the end.
+fn known_meters(known: &[KnownMeter], declared: &[Meter]) -> Vec<KnownMeter> {
+    let new = declared.iter().filter(|meter| known.iter().all(|known| known.name != meter.name));
+    let new = new.map(|meter| KnownMeter { name: meter.name.clone(), kind: meter.kind, source: meter.source });
+    let mut meters: Vec<KnownMeter> = known.iter().cloned().chain(new).collect();
+    let mut surplus = meters.len().saturating_sub(KNOWN_METERS);
+    meters.retain(|known| {
+        let leaves = surplus > 0 && declared.iter().all(|meter| meter.name != known.name);
+        surplus -= usize::from(leaves);
+        !leaves
+    });
+    meters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{MeterKind, MeterSource};
+
+    #[test]
+    fn what_is_no_longer_declared_stays_known_and_the_oldest_goes_first() {
+        let meter = |name: String| Meter { name, unit: None, kind: MeterKind::Level, source: MeterSource::Database };
+        let names = |from: usize, to: usize| (from..to).map(|n| meter(format!("m{n}"))).collect::<Vec<_>>();
+        let mut known = Vec::new();
+        for n in 0..5 {
+            known = known_meters(&known, &names(n * 32, n * 32 + 32));
+        }
+        let found: Vec<&str> = known.iter().map(|known| known.name.as_str()).collect();
+        let expected: Vec<String> = (32..160).map(|n| format!("m{n}")).collect();
+        assert_eq!(found, expected);
+        // One that is old and declared stays.
+        let known = known_meters(&known, &[meter("m32".to_owned()), meter("new".to_owned())]);
+        let found: Vec<&str> = known.iter().map(|known| known.name.as_str()).collect();
+        assert_eq!((found.len(), found[0], found[1], found[127]), (128, "m32", "m34", "new"));
+    }
 }

@@ -7,10 +7,7 @@ use super::{databases::Connected, failure::Failure, world::World};
 use crate::{
     billing::Periods,
     database::{LeasedEvent, TenantId, TenantRecord},
-    metering::{
-        event::{Counted, Folded, Usage, UsageKind},
-        ledger::{Ledger, LedgerError, LedgerEvent, LedgerTenant, Placement},
-    },
+    metering::ledger::{Ledger, LedgerError, LedgerEvent, LedgerTenant, Placement},
 };
 
 /// How many events are saved at a time.
@@ -102,29 +99,7 @@ fn not_saved(id: &TenantId, error: &LedgerError) -> Failure {
 
 /// An event as the API would have it taken from a relay.
 fn kept(server: &str, database: &str, id: &TenantId, periods: &Periods, event: &LeasedEvent) -> LedgerEvent {
-    let period = periods.containing(event.period_start.unwrap_or(event.occurred_at));
-    let counted = Counted {
-        kind: match event.kind {
-            crate::database::OutboxKind::Add => UsageKind::Add,
-            crate::database::OutboxKind::Set => UsageKind::Set,
-            crate::database::OutboxKind::Correct => UsageKind::Correct,
-            crate::database::OutboxKind::Restore => UsageKind::Restore,
-        },
-        epoch: event.epoch,
-        sequence: event.sequence,
-        value: event.value,
-        subject: event.subject.clone(),
-        reason: event.reason.clone(),
-        actor: event.actor.clone(),
-        period_start: event.period_start,
-        folded: event.folded.as_ref().map(|folded| Folded {
-            first_sequence: folded.first_sequence,
-            first_at: folded.first_at,
-            low: folded.low,
-            high: folded.high,
-            moment: folded.moment.clone(),
-        }),
-    };
+    let period = periods.containing(event.counted.period_start.unwrap_or(event.occurred_at));
     LedgerEvent {
         id: event.id.to_string(),
         source: format!("/tenantry/{server}/{database}"),
@@ -132,6 +107,6 @@ fn kept(server: &str, database: &str, id: &TenantId, periods: &Periods, event: &
         at: event.occurred_at,
         period_start: period.start,
         period_end: period.end,
-        usage: Usage { meter: event.meter.clone(), delta: event.delta, counted: Some(counted) },
+        usage: event.usage(),
     }
 }

@@ -3,30 +3,27 @@
 use std::collections::BTreeMap;
 
 use super::error::{Error, Result};
-use super::server::Server;
+use super::server::{OWNER, Server};
 use super::sql::{Script, literal, texts};
 use super::types::{Limit, MeterDefinition, MeterKind, MeterSource, Policy};
 
 impl Server {
     /// Says which meters an Application declares. One that is left out is no longer accepted;
     /// its counts stay.
+    ///
+    /// # Errors
+    /// Permanent, with SQLSTATE `TN005`, for a meter of another kind or source than it has here while
+    /// there are tenants with counts of it; then nothing is changed.
     pub async fn set_meters(&self, database: &str, application: &str, meters: &[MeterDefinition]) -> Result<()> {
-        let application = literal(application);
-        let wanted = texts(meters.iter().map(|meter| meter.name.as_str()));
-        let kinds = texts(meters.iter().map(|meter| meter.kind.as_str()));
-        let sources = texts(meters.iter().map(|meter| meter.source.as_str()));
+        let column = |field: fn(&MeterDefinition) -> &str| texts(meters.iter().map(field));
         let mut script = Script::new();
-        script
-            .add(format!(
-                "DELETE FROM tenantry.meter_definition WHERE application = {application} AND meter <> ALL ({wanted})"
-            ))
-            .add(format!(
-                "INSERT INTO tenantry.meter_definition (application, meter, kind, source)
-                 SELECT {application}, w.* FROM unnest({wanted}, {kinds}, {sources}) AS w (meter, kind, source)
-                 ON CONFLICT (application, meter) DO UPDATE SET kind = excluded.kind, source = excluded.source
-                  WHERE (meter_definition.kind, meter_definition.source) IS DISTINCT FROM (excluded.kind, excluded.source)"
-            ))
-            .add(counters(&format!("t.application = {application} AND t.state IN ('Live', 'Retained')")));
+        script.add(format!("SET LOCAL ROLE {OWNER}")).add(format!(
+            "SELECT tenantry.define_meters({}, {}, {}, {})",
+            literal(application),
+            column(|meter| &meter.name),
+            column(|meter| meter.kind.as_str()),
+            column(|meter| meter.source.as_str()),
+        ));
         self.connect(database).await?.run("can't set the Application's meters", &script).await?;
         Ok(())
     }

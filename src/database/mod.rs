@@ -32,7 +32,7 @@ mod watchdog;
 
 pub use error::{Error, ErrorClass, Result};
 pub use identity::{Password, PasswordDigest, Slot, TenantId};
-pub use outbox::{Folded, LeasedEvent, Mark, Outbox, OutboxKind, OutboxSize, Settlement, Standing};
+pub use outbox::{LeasedEvent, Mark, Outbox, OutboxSize, Settlement, Standing};
 pub use relay::{DeadLetter, RelayAccess, relay_role};
 pub use server::{Endpoint, Server, ServerConfig, Timeouts, Tls};
 pub use types::*;

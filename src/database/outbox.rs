@@ -17,6 +17,7 @@ use super::identity::TenantId;
 use super::relay::RelayAccess;
 use super::server::Tls;
 use super::tls::{connector, explain};
+use crate::event::{Counted, Folded, Usage, UsageKind};
 
 /// How long acknowledged events stay, in days of UTC, so that they can be sent once more after the
 /// ledger was restored, and how many days ahead there is room for more.
@@ -111,51 +112,6 @@ const RESEND: &str = "
            period_start, first_sequence, first_at, low, high, moment::text, attempts
       FROM tenantry.outbox WHERE acked_at >= $1 AND event_id > $2 ORDER BY event_id LIMIT $3";
 
-/// What an event tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OutboxKind {
-    /// The application reported a change.
-    Add,
-    /// It reported what there is.
-    Set,
-    /// A person corrected the count.
-    Correct,
-    /// The first of an epoch: the database was restored to an earlier time.
-    Restore,
-}
-
-impl OutboxKind {
-    /// Its name, in tables and events.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Add => "Add",
-            Self::Set => "Set",
-            Self::Correct => "Correct",
-            Self::Restore => "Restore",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        [Self::Add, Self::Set, Self::Correct, Self::Restore].into_iter().find(|kind| kind.as_str() == text)
-    }
-}
-
-/// Several events that were folded into one, in the order of their sequences.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Folded {
-    /// The sequence of the first.
-    pub first_sequence: i64,
-    /// When that happened.
-    pub first_at: Timestamp,
-    /// The smallest value after one of them.
-    pub low: i64,
-    /// The largest.
-    pub high: i64,
-    /// The sum of each one's delta times its time in microseconds since 1970, an integer.
-    pub moment: String,
-}
-
 /// An event that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeasedEvent {
@@ -165,30 +121,22 @@ pub struct LeasedEvent {
     pub tenant: TenantId,
     /// The meter.
     pub meter: String,
-    /// The meter's epoch: a new one begins when its database was restored.
-    pub epoch: i32,
-    /// Its place among the meter's events in this epoch, from 1, without gaps.
-    pub sequence: i64,
-    /// What it tells.
-    pub kind: OutboxKind,
     /// By how much the value changed.
     pub delta: i64,
-    /// The value after it.
-    pub value: i64,
-    /// Salted hash of what it is about.
-    pub subject: Option<String>,
-    /// Why, where somebody said so.
-    pub reason: Option<String>,
-    /// Who corrected.
-    pub actor: Option<String>,
-    /// When.
+    /// Where in the meter's history that stands.
+    pub counted: Counted,
+    /// When it happened.
     pub occurred_at: Timestamp,
-    /// Of a Total: the period that the value belongs to.
-    pub period_start: Option<Timestamp>,
-    /// What it was folded from.
-    pub folded: Option<Folded>,
     /// How often it was leased, this time included.
     pub attempts: i32,
+}
+
+impl LeasedEvent {
+    /// What it tells, as it is sent.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage { meter: self.meter.clone(), delta: self.delta, counted: Some(self.counted.clone()) }
+    }
 }
 
 /// What became of an event that was sent.
@@ -326,8 +274,8 @@ impl Outbox {
         let events = || outcomes.iter().map(|(event, _)| event);
         let tenants: Vec<&str> = events().map(|event| event.tenant.as_str()).collect();
         let meters: Vec<&str> = events().map(|event| event.meter.as_str()).collect();
-        let epochs: Vec<i32> = events().map(|event| event.epoch).collect();
-        let sequences: Vec<i64> = events().map(|event| event.sequence).collect();
+        let epochs: Vec<i32> = events().map(|event| event.counted.epoch).collect();
+        let sequences: Vec<i64> = events().map(|event| event.counted.sequence).collect();
         let ids: Vec<Uuid> = events().map(|event| event.id).collect();
         let (mut names, mut pauses, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (_, outcome) in &outcomes {
@@ -443,12 +391,12 @@ fn failed(doing: &str, error: &tokio_postgres::Error) -> Error {
 }
 
 fn key(event: &LeasedEvent) -> (&str, &str, i32, i64) {
-    (event.tenant.as_str(), &event.meter, event.epoch, event.sequence)
+    (event.tenant.as_str(), &event.meter, event.counted.epoch, event.counted.sequence)
 }
 
 pub(super) fn event(row: &Row) -> Result<LeasedEvent> {
     let kind: &str = row.get(5);
-    let kind = OutboxKind::parse(kind).ok_or_else(|| {
+    let kind = UsageKind::parse(kind).ok_or_else(|| {
         Error::permanent(format!("a usage event is of kind {kind:?}; was it written by a newer version?"))
     })?;
     let folded = row.get::<_, Option<i64>>(13).map(|first_sequence| Folded {
@@ -462,17 +410,19 @@ pub(super) fn event(row: &Row) -> Result<LeasedEvent> {
         id: row.get(0),
         tenant: row.get::<_, &str>(1).parse()?,
         meter: row.get(2),
-        epoch: row.get(3),
-        sequence: row.get(4),
-        kind,
         delta: row.get(6),
-        value: row.get(7),
-        subject: row.get(8),
-        reason: row.get(9),
-        actor: row.get(10),
+        counted: Counted {
+            kind,
+            epoch: row.get(3),
+            sequence: row.get(4),
+            value: row.get(7),
+            subject: row.get(8),
+            reason: row.get(9),
+            actor: row.get(10),
+            period_start: row.get(12),
+            folded,
+        },
         occurred_at: row.get(11),
-        period_start: row.get(12),
-        folded,
         attempts: row.get(18),
     })
 }

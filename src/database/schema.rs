@@ -16,7 +16,7 @@ use super::types::{DatabaseMark, DatabaseSpec, validate_database_name};
 const VERSIONS: [&str; 3] = [include_str!("sql/001_tables.sql"), "", include_str!("sql/003_outbox.sql")];
 /// The functions as they are now. Replaced whenever the version rises; where they alone change,
 /// the new version is empty.
-const FUNCTIONS: &str = include_str!("sql/functions.sql");
+const FUNCTIONS: [&str; 2] = [include_str!("sql/functions.sql"), include_str!("sql/operator.sql")];
 const PRIVILEGES: &str = include_str!("sql/privileges.sql");
 
 /// What stands between a database and its tenants. All of it false or zero is as it should be.
@@ -286,7 +286,7 @@ impl Server {
             ));
             script.add(*version);
             if at + 1 == VERSIONS.len() {
-                script.add(FUNCTIONS).add(privileges(&tenants_role(&spec.name))).add(KEEP_OUTBOX);
+                script.add(FUNCTIONS.concat()).add(privileges(&tenants_role(&spec.name))).add(KEEP_OUTBOX);
             }
             connection.run("can't bring schema tenantry up to date", &script).await?;
         }
@@ -420,7 +420,7 @@ async fn install(connection: &mut Connection, spec: &DatabaseSpec, facts: &Admin
         script.add(version);
     }
     script
-        .add(FUNCTIONS)
+        .add(FUNCTIONS.concat())
         .add(privileges(&role))
         .add(KEEP_OUTBOX)
         .add(format!(

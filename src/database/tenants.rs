@@ -43,13 +43,16 @@ impl Server {
         }
     }
 
-    /// Brings a live tenant's settings to what is given. A change of plan holds for its next
-    /// `record_usage`. Returns whether there was anything to do.
+    /// Brings a live tenant's settings to what is given, but for anchor and zone of its usage
+    /// periods, which stay as it was made with: what was counted belongs to these periods, here and
+    /// in the ledger. A change of plan holds for its next `record_usage`. Returns whether there was
+    /// anything to do.
     pub async fn apply_settings(&self, database: &str, id: &TenantId, settings: &TenantSettings) -> Result<bool> {
         let facts = self.facts().await?;
         let mut connection = self.connect(database).await?;
         let record = read_live(&mut connection, id).await?;
-        let wanted = normal(settings);
+        let TenantSettings { period_anchor, time_zone, .. } = record.settings.clone();
+        let wanted = TenantSettings { period_anchor, time_zone, ..normal(settings) };
         if record.settings == wanted {
             return Ok(false);
         }

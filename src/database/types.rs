@@ -186,9 +186,10 @@ pub struct TenantSettings {
     pub statement_timeout: Option<Duration>,
     /// How long a transaction may last before the watchdog ends its session, `None` for any time.
     pub max_transaction: Option<Duration>,
-    /// Where the first usage period began; the others begin whole months later.
+    /// Where the first usage period began; the others begin whole months later. Fixed when the tenant
+    /// is made.
     pub period_anchor: Timestamp,
-    /// The IANA time zone in which months are counted, for instance `Asia/Seoul`.
+    /// The IANA time zone in which months are counted, for instance `Asia/Seoul`. Fixed as well.
     pub time_zone: String,
 }
 

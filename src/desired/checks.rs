@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::tz::TimeZone;
+use jiff::{Timestamp, tz::TimeZone};
 
 use super::{Catalog, Fault, limits::plan_limits, naming};
 use crate::api::{Accepts, Application, DatabaseServer, Meter, MeterSource, Placement, Plan, Tenant, Tier};
@@ -166,6 +166,25 @@ pub(super) fn time_zone(tenant: &Tenant) -> Vec<Fault> {
         })
         .into_iter()
         .collect()
+}
+
+/// Usage periods are counted as they were from the beginning: what the spec says of them is what
+/// the tenant's record has, or nothing.
+pub fn periods(tenant: &Tenant, start: Timestamp, zone: &str) -> Vec<Fault> {
+    let billing = tenant.spec.billing.as_ref();
+    // The record has microseconds.
+    let asked = billing.and_then(|billing| billing.start.as_ref()).map(|time| time.0);
+    let is_other = asked.is_some_and(|asked| asked.as_microsecond() != start.as_microsecond());
+    let fixed = |field: &str, how: &str, value: &str| {
+        let message = format!(
+            "the tenant's usage periods {how} {value}, which is fixed since usage was counted by them: write {value}, or \
+             leave it out; only another Tenant can have other periods"
+        );
+        Fault::new("PeriodsFixed", format!("spec.billing.{field}"), message)
+    };
+    let anchor = is_other.then(|| fixed("start", "are counted from", &start.to_string()));
+    let is_other = billing.and_then(|billing| billing.time_zone.as_deref()).is_some_and(|asked| asked != zone);
+    anchor.into_iter().chain(is_other.then(|| fixed("timeZone", "end in time zone", zone))).collect()
 }
 
 /// A time zone by its IANA name, from the data that is built in: the same answer in every

@@ -44,7 +44,7 @@ mod usage;
 mod validate;
 mod workloads;
 
-pub use checks::{find_time_zone, limits as limit_faults};
+pub use checks::{find_time_zone, limits as limit_faults, periods as period_faults};
 pub use fault::{Fault, count, join_faults};
 pub use faults::{application_faults, pool_faults, server_faults};
 pub use kept::Kept;

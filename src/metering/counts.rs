@@ -99,7 +99,7 @@ impl Default for Counts {
 impl Counts {
     /// Shows them in a registry; what is rare is there with 0 before it happens.
     pub fn register(&self, registry: &mut Registry) {
-        for result in ["accepted", "duplicate", "quarantined", "rejected", "deferred"] {
+        for (result, _) in Answer::default().numbers() {
             drop(self.events.get_or_create(&OfResult { result }));
         }
         for reason in Reason::ALL {
@@ -137,14 +137,7 @@ impl Counts {
 
     /// Counts what became of events, as it is answered.
     pub fn answered(&self, answer: &Answer) {
-        let numbers = [
-            ("accepted", answer.accepted),
-            ("duplicate", answer.duplicates),
-            ("quarantined", answer.quarantined),
-            ("rejected", answer.rejected.len() as u64),
-            ("deferred", answer.deferred.len() as u64),
-        ];
-        for (result, number) in numbers.into_iter().filter(|(_, number)| *number > 0) {
+        for (result, number) in answer.numbers().into_iter().filter(|(_, number)| *number > 0) {
             self.events.get_or_create(&OfResult { result }).inc_by(number);
         }
     }

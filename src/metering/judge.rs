@@ -21,6 +21,9 @@ const LONGEST_TEXT: usize = 2_000;
 /// The longest name of a meter, as an Application may declare it.
 const LONGEST_METER: usize = 40;
 
+/// How the types of the relays' events begin.
+const OUR_TYPES: &str = "io.tenantry.";
+
 /// Who sends events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Sender {
@@ -110,11 +113,14 @@ pub enum Reason {
     UnknownTenant,
     /// It happens only later than now.
     TooEarly,
+    /// It has what this version doesn't know, and its relay does: to leave that out would count something
+    /// else than what happened.
+    TooNew,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::UnknownType,
         Self::MissingTime,
@@ -126,6 +132,7 @@ impl Reason {
         Self::Refused,
         Self::UnknownTenant,
         Self::TooEarly,
+        Self::TooNew,
     ];
 
     /// One word for programs.
@@ -143,13 +150,14 @@ impl Reason {
             Self::Refused => "Refused",
             Self::UnknownTenant => "UnknownTenant",
             Self::TooEarly => "TooEarly",
+            Self::TooNew => "TooNew",
         }
     }
 
     /// Whether the same event may be taken later.
     #[must_use]
     pub fn passes(self) -> bool {
-        matches!(self, Self::UnknownTenant | Self::TooEarly)
+        matches!(self, Self::UnknownTenant | Self::TooEarly | Self::TooNew)
     }
 }
 
@@ -198,7 +206,8 @@ pub fn judge(
     let event_type = &*event.event_type;
     if ![USAGE_TYPE, MARK_TYPE, OUTBOX_TYPE].contains(&event_type) {
         let message = format!("type {event_type:?}: {USAGE_TYPE}, {MARK_TYPE} and {OUTBOX_TYPE} are known");
-        return Err(Objection::new(Reason::UnknownType, message));
+        let is_ours = matches!(sender, Sender::Relay { .. }) && event_type.starts_with(OUR_TYPES);
+        return Err(if is_ours { too_new(&message) } else { Objection::new(Reason::UnknownType, message) });
     }
     let at = timely(event, now, window)?;
     for (name, value, longest) in [("id", &event.id, LONGEST_ID), ("source", &event.source, LONGEST_SOURCE)] {
@@ -250,7 +259,7 @@ fn of_relay(
             return Err(Objection::new(Reason::BadSubject, message));
         }
         let (server, database) = (server.to_owned(), database.to_owned());
-        return Ok(Item::Report { server, database, report: data(event)? });
+        return Ok(Item::Report { server, database, report: data(event, too_new)? });
     }
     let tenant = event.subject.as_deref().filter(|subject| is_tenant_id(subject)).ok_or_else(|| {
         Objection::new(Reason::BadSubject, "subject is the tenant's id: t_ and 12 lower-case letters and digits")
@@ -260,11 +269,11 @@ fn of_relay(
         return Err(forbidden(format!("tenant {tenant} is not on DatabaseServer {server}, and never was")));
     }
     if event.event_type == MARK_TYPE {
-        let mark: Mark = data(event)?;
+        let mark: Mark = data(event, too_new)?;
         check_mark(&mark).map_err(|message| Objection::new(Reason::BadData, message))?;
         return Ok(Item::Mark(LedgerMark { tenant: tenant.to_owned(), as_of: at, mark }));
     }
-    let usage: Usage = data(event)?;
+    let usage: Usage = data(event, too_new)?;
     let bad = |message: String| Objection::new(Reason::BadData, message);
     check_meter(&usage.meter).map_err(bad)?;
     let Some(counted) = &usage.counted else {
@@ -292,7 +301,7 @@ fn of_workload(
         return Err(forbidden(format!("subject {subject:?} is not this namespace's tenant, {tenant}: leave it out")));
     }
     let facts = known(tenant, facts)?;
-    let usage: Usage = data(event)?;
+    let usage: Usage = data(event, |message| Objection::new(Reason::BadData, message))?;
     let bad = |message: String| Objection::new(Reason::BadData, message);
     check_meter(&usage.meter).map_err(bad)?;
     if usage.counted.is_some() {
@@ -345,8 +354,15 @@ fn kept(
     })
 }
 
-/// The data of an event.
-fn data<T: DeserializeOwned>(event: &CloudEvent<'_>) -> Result<T, Objection> {
+/// What a relay sends that this version doesn't know. The operators' processes and the relays are
+/// not replaced at one moment, and the relay may come first.
+fn too_new(what: &str) -> Objection {
+    let message = format!("{what}; its relay is newer than this operator: it is taken by one of the relay's version");
+    Objection::new(Reason::TooNew, message)
+}
+
+/// The data of an event. `unknown` says what comes of a field, or a value, that no type here has.
+fn data<T: DeserializeOwned>(event: &CloudEvent<'_>, unknown: fn(&str) -> Objection) -> Result<T, Objection> {
     let text = event.data.as_deref().ok_or_else(|| Objection::new(Reason::BadData, "data is missing"))?;
     serde_json::from_str(text).map_err(|_| {
         // Once more, with an eye on where: events that can't be read are few.
@@ -355,7 +371,12 @@ fn data<T: DeserializeOwned>(event: &CloudEvent<'_>) -> Result<T, Objection> {
             Err(error) => {
                 let (path, inner) = (error.path().to_string(), error.inner().to_string());
                 let inner = inner.rsplit_once(" at line ").map_or(inner.as_str(), |(message, _)| message);
-                if path == "." { format!("data: {inner}") } else { format!("data.{path}: {inner}") }
+                let message = if path == "." { format!("data: {inner}") } else { format!("data.{path}: {inner}") };
+                // As serde words `Error::unknown_field` and `Error::unknown_variant` for every format.
+                if ["unknown field ", "unknown variant "].iter().any(|begins| inner.starts_with(begins)) {
+                    return unknown(&message);
+                }
+                message
             }
             Ok(_) => "data: something follows the JSON value".to_owned(),
         };

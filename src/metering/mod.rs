@@ -4,9 +4,11 @@
 pub mod batches;
 pub mod cloudevents;
 pub mod counts;
-pub mod event;
 pub mod judge;
 pub mod known;
 pub mod ledger;
 pub mod store;
 pub mod usage;
+
+// Stands before the databases, since they write what travels.
+pub use crate::event;

@@ -229,6 +229,7 @@ fn a_meter_of_the_api_promises_nothing() {
     let states = [state("users", 7, Vec::new()), MeterState { marked_at: None, ..state("calls", 2, Vec::new()) }];
     let usage = projected(&states, &[meter("users", None), api], &Delivery::default(), at("2026-11-11T00:00:00Z"));
     assert_eq!(usage.meters.iter().map(|meter| meter.complete).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(usage.meters.iter().map(|meter| meter.peak).collect::<Vec<_>>(), [Some(7), None]);
     assert_eq!(usage.complete.holds, Some(true));
     assert!(usage.complete.message.contains("calls"), "{}", usage.complete.message);
 }

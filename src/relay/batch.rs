@@ -6,10 +6,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::database::{LeasedEvent, Mark, OutboxKind, OutboxSize, TenantId};
-use crate::metering::event::{
-    self, Answer, Counted, DeadEvents, Folded, MARK_TYPE, OUTBOX_TYPE, OutboxReport, USAGE_TYPE, Usage, UsageKind,
-};
+use crate::database::{LeasedEvent, Mark, OutboxSize, TenantId};
+use crate::event::{self, Answer, DeadEvents, MARK_TYPE, OUTBOX_TYPE, OutboxReport, USAGE_TYPE};
 
 /// A CloudEvent 1.0 in JSON; its data is JSON too, as it is where nothing else is said.
 #[derive(Serialize)]
@@ -42,29 +40,6 @@ pub(super) fn source(server: &str, database: &str) -> String {
 
 /// A usage event, as a part of a batch.
 pub(super) fn usage(source: &str, leased: &LeasedEvent) -> Box<RawValue> {
-    let counted = Counted {
-        kind: match leased.kind {
-            OutboxKind::Add => UsageKind::Add,
-            OutboxKind::Set => UsageKind::Set,
-            OutboxKind::Correct => UsageKind::Correct,
-            OutboxKind::Restore => UsageKind::Restore,
-        },
-        epoch: leased.epoch,
-        sequence: leased.sequence,
-        value: leased.value,
-        subject: leased.subject.clone(),
-        reason: leased.reason.clone(),
-        actor: leased.actor.clone(),
-        period_start: leased.period_start,
-        folded: leased.folded.as_ref().map(|folded| Folded {
-            first_sequence: folded.first_sequence,
-            first_at: folded.first_at,
-            low: folded.low,
-            high: folded.high,
-            moment: folded.moment.clone(),
-        }),
-    };
-    let data = Usage { meter: leased.meter.clone(), delta: leased.delta, counted: Some(counted) };
     raw(&CloudEvent {
         specversion: "1.0",
         id: leased.id,
@@ -72,7 +47,7 @@ pub(super) fn usage(source: &str, leased: &LeasedEvent) -> Box<RawValue> {
         kind: USAGE_TYPE,
         subject: leased.tenant.as_str(),
         time: leased.occurred_at,
-        data,
+        data: leased.usage(),
     })
 }
 
@@ -149,24 +124,26 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::metering::event::Refusal;
+    use crate::event::{Counted, Folded, Refusal, Usage, UsageKind};
 
     fn leased() -> LeasedEvent {
         LeasedEvent {
             id: Uuid::from_u128(1),
             tenant: "t_aaaaaaaaaaaa".parse().expect("an id"),
             meter: "users".to_owned(),
-            epoch: 1,
-            sequence: 7,
-            kind: OutboxKind::Add,
             delta: 2,
-            value: 9,
-            subject: None,
-            reason: None,
-            actor: None,
+            counted: Counted {
+                kind: UsageKind::Add,
+                epoch: 1,
+                sequence: 7,
+                value: 9,
+                subject: None,
+                reason: None,
+                actor: None,
+                period_start: None,
+                folded: None,
+            },
             occurred_at: "2026-11-28T10:00:00.000001Z".parse().expect("a time"),
-            period_start: None,
-            folded: None,
             attempts: 1,
         }
     }
@@ -188,14 +165,15 @@ mod tests {
 
     #[test]
     fn a_folded_row_keeps_what_it_was_made_of() {
-        let folded = crate::database::Folded {
+        let folded = Folded {
             first_sequence: 3,
             first_at: "2026-11-28T09:00:00Z".parse().expect("a time"),
             low: 1,
             high: 12,
             moment: "123456789012345678901234567890".to_owned(),
         };
-        let row = LeasedEvent { folded: Some(folded), kind: OutboxKind::Add, ..leased() };
+        let mut row = leased();
+        row.counted.folded = Some(folded);
         let sent: Value = serde_json::from_str(usage("/tenantry/a/b", &row).get()).expect("JSON");
         let expected = json!({
             "firstSequence": 3, "firstAt": "2026-11-28T09:00:00Z", "low": 1, "high": 12,

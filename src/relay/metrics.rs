@@ -116,7 +116,7 @@ impl Metrics {
             metrics.age.clone(),
         );
         ours.register("outbox_dead_events", "Events of the outbox that were refused for good", metrics.dead.clone());
-        for result in ["accepted", "duplicate", "quarantined", "rejected", "deferred"] {
+        for (result, _) in Answer::default().numbers() {
             metrics.events.get_or_create(&OfResult { result }).inc_by(0);
         }
         for result in ["answered", "split", "refused", "failed"] {
@@ -135,10 +135,7 @@ impl Metrics {
 
     /// The API spoke of each event of a batch.
     pub(super) fn answered(&self, answer: &Answer, took: Duration) {
-        let lists = [("rejected", answer.rejected.len() as u64), ("deferred", answer.deferred.len() as u64)];
-        let counts =
-            [("accepted", answer.accepted), ("duplicate", answer.duplicates), ("quarantined", answer.quarantined)];
-        for (result, count) in counts.into_iter().chain(lists) {
+        for (result, count) in answer.numbers() {
             self.events.get_or_create(&OfResult { result }).inc_by(count);
         }
         self.post("answered", took);

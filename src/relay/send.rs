@@ -153,7 +153,7 @@ pub(super) async fn deliver(shared: &Shared, pass: Pass<'_>, source: &str, event
         events.iter().zip(told).map(|(event, told)| settlement(event.attempts, told, others_pass)).collect();
     for (event, settlement) in events.iter().zip(&settlements) {
         if let Settlement::Dead { error } = settlement {
-            let (tenant, meter, sequence) = (&event.tenant, &event.meter, event.sequence);
+            let (tenant, meter, sequence) = (&event.tenant, &event.meter, event.counted.sequence);
             tracing::warn!(%tenant, meter, sequence, event = %event.id, "refused for good, a dead letter now: {error}");
         }
     }

@@ -73,19 +73,22 @@ async fn each_event_of_a_batch_has_its_own_result() {
                 event(3),
                 mark,
                 report,
+                with(event(9), "/data/region", json!("eu")),
             ],
         )
         .await;
     reply.took(200, 5, 1, 0).left(
         &["1 Malformed", "2 MissingTime", "3 BadData", "6 UnknownType", "7 Forbidden", "8 TooOld"],
-        &["5 UnknownTenant", "9 TooEarly"],
+        &["5 UnknownTenant", "9 TooEarly", "14 TooNew"],
     );
     for (result, number) in
-        [("accepted", 5.0), ("duplicate", 1.0), ("quarantined", 0.0), ("rejected", 6.0), ("deferred", 2.0)]
+        [("accepted", 5.0), ("duplicate", 1.0), ("quarantined", 0.0), ("rejected", 6.0), ("deferred", 3.0)]
     {
         assert_eq!(ground.metric(&format!("usage_events_total{{result=\"{result}\"}}")), number, "{result}");
     }
-    for (reason, number) in [("Forbidden", 1.0), ("TooEarly", 1.0), ("BadData", 1.0), ("UnknownMeter", 0.0)] {
+    for (reason, number) in
+        [("Forbidden", 1.0), ("TooEarly", 1.0), ("TooNew", 1.0), ("BadData", 1.0), ("UnknownMeter", 0.0)]
+    {
         assert_eq!(ground.metric(&format!("usage_events_refused_total{{reason=\"{reason}\"}}")), number, "{reason}");
     }
     assert_eq!((ground.metric("ingest_batch_events_sum"), ground.metric("ingest_queue_events")), (6.0, 0.0));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{Timestamp, ToSpan};
 use tenantry::database::{
     DatabaseSpec, DropOutcome, ErrorClass, LoginState, Migration, Overlap, Server, ServerConfig, TenantId,
-    TenantSettings, TenantState,
+    TenantSettings, TenantSpec, TenantState,
 };
 
 use crate::support::{
@@ -65,11 +65,12 @@ async fn a_tenant_is_made_in_one_message_and_proven() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_to_do_costs_two_statements() {
+async fn nothing_to_do_costs_three_statements() {
     let ground = Ground::new("life").await;
     let before = ground.server.statistics();
     ground.server.ensure_database(&ground.spec()).await.expect("as it was");
-    assert_eq!(ground.server.statistics().statements - before.statements, 2);
+    // Whether it is there, whose it is, who may enter.
+    assert_eq!(ground.server.statistics().statements - before.statements, 3);
     let guest = ground.tenant("acme").await;
     let before = ground.server.statistics();
     assert!(!ground.server.apply_settings(&ground.database, &guest.id, &settings("smb")).await.expect("the same"));
@@ -123,6 +124,26 @@ async fn settings_reach_roles_and_suspension_ends_sessions() {
     for login in [guest.login, ground.credentials(&guest.id, &issued)] {
         until("the login works again", async || ground.try_client(&login).await.is_ok()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_periods_stay_as_the_tenant_was_made_with_them() {
+    let ground = Ground::new("life").await;
+    let guest = ground.tenant("acme").await;
+    let other = TenantSettings {
+        period_anchor: "2026-11-15T00:00:00Z".parse().expect("a time"),
+        time_zone: "Asia/Seoul".to_owned(),
+        ..settings("smb")
+    };
+    assert!(!ground.server.apply_settings(&ground.database, &guest.id, &other).await.expect("nothing to do"));
+    let other = TenantSettings { plan_revision: "2".to_owned(), ..other };
+    assert!(ground.server.apply_settings(&ground.database, &guest.id, &other).await.expect("applied"));
+    let record = ground.server.record(&ground.database, &guest.id).await.expect("readable").expect("there");
+    assert_eq!(record.settings, TenantSettings { plan_revision: "2".to_owned(), ..settings("smb") });
+    // Also where it is made once more, since nobody heard that it had been.
+    let again = TenantSpec { settings: other, ..ground.tenant_spec("acme") };
+    let (again, _) = ground.server.create_tenant(&ground.database, &again).await.expect("it is the same one's");
+    assert_eq!(again.settings, record.settings);
 }
 
 #[tokio::test(flavor = "multi_thread")]

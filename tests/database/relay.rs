@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{Timestamp, ToSpan};
-use tenantry::database::{LeasedEvent, Outbox, OutboxKind, RelayAccess, Settlement, Tls};
+use tenantry::database::{LeasedEvent, Outbox, RelayAccess, Settlement, Tls};
+use tenantry::event::UsageKind;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -127,13 +128,13 @@ async fn what_is_leased_goes_to_one_and_what_is_acknowledged_goes_to_its_day() {
     let second = outbox.lease(100, LEASE).await.expect("leased");
     assert_eq!((first.len(), second.len()), (4, 6));
     assert!(outbox.lease(100, LEASE).await.expect("nothing").is_empty(), "all of them are leased");
-    let mut sequences: Vec<_> = first.iter().chain(&second).map(|event| event.sequence).collect();
+    let mut sequences: Vec<_> = first.iter().chain(&second).map(|event| event.counted.sequence).collect();
     sequences.sort_unstable();
     assert_eq!(sequences, (1..=10).collect::<Vec<_>>());
-    let event = first.iter().find(|event| event.sequence == 1).expect("the first");
-    assert_eq!((&event.tenant, event.meter.as_str(), event.epoch), (&guest.id, "users", 1));
-    assert_eq!((event.kind, event.delta, event.value, event.attempts), (OutboxKind::Add, 1, 1, 1));
-    assert_eq!((event.period_start, &event.folded), (None, &None));
+    let event = first.iter().find(|event| event.counted.sequence == 1).expect("the first");
+    assert_eq!((&event.tenant, event.meter.as_str(), event.counted.epoch), (&guest.id, "users", 1));
+    assert_eq!((event.counted.kind, event.delta, event.counted.value, event.attempts), (UsageKind::Add, 1, 1, 1));
+    assert_eq!((event.counted.period_start, &event.counted.folded), (None, &None));
 
     settle(&outbox, &all(&first, &Settlement::Acknowledged)).await;
     // Once more changes nothing: they are gone from here.
@@ -247,7 +248,7 @@ async fn two_relays_share_the_work() {
                 return seen;
             }
             settle(outbox, &all(&leased, &Settlement::Acknowledged)).await;
-            seen.extend(leased.iter().map(|event| event.sequence));
+            seen.extend(leased.iter().map(|event| event.counted.sequence));
         }
     };
     let (mut seen, rest) = tokio::join!(drain(&one_of_them), drain(&other));
@@ -277,7 +278,7 @@ async fn a_mark_is_never_ahead_of_what_is_committed() {
     assert_eq!((mark.sequence, mark.value, mark.epoch), (2, 3, 1));
     count(&client, "users", 1).await;
     let later = outbox.lease(10, LEASE).await.expect("leased");
-    let last = later.iter().find(|event| event.sequence == 3).expect("the third");
+    let last = later.iter().find(|event| event.counted.sequence == 3).expect("the third");
     assert!(last.occurred_at >= mark.as_of, "what the mark does not cover is later");
     let since = outbox.progress(Some(mark.as_of)).await.expect("read");
     assert_eq!(since.iter().map(|mark| mark.meter.as_str()).collect::<Vec<_>>(), ["users"]);
@@ -298,13 +299,14 @@ async fn what_nobody_fetched_is_folded_and_says_all_the_same() {
     superuser.batch_execute("SET ROLE tenantry_owner").await.expect("as the operator does");
     assert_eq!(one(&superuser, &format!("SELECT tenantry.fold_outbox('{id}', 2)")).await, "2");
     let leased = outbox.lease(100, LEASE).await.expect("leased");
-    let mut events: Vec<_> = leased.iter().map(|event| (event.sequence, event.delta, event.value)).collect();
+    let mut events: Vec<_> =
+        leased.iter().map(|event| (event.counted.sequence, event.delta, event.counted.value)).collect();
     events.sort_unstable();
     assert_eq!(events, [(1, 5, 5), (4, 1, 6), (5, 1, 7), (6, 1, 8)]);
-    let folded = leased.iter().find_map(|event| event.folded.clone()).expect("a folded one");
+    let folded = leased.iter().find_map(|event| event.counted.folded.clone()).expect("a folded one");
     assert_eq!((folded.first_sequence, folded.low, folded.high), (2, 2, 8));
     assert_eq!(folded.moment, moment);
-    assert_eq!(tried[0].id, leased.iter().find(|event| event.sequence == 1).expect("the first").id);
+    assert_eq!(tried[0].id, leased.iter().find(|event| event.counted.sequence == 1).expect("the first").id);
     assert_eq!(ground.server.fold_outbox(&ground.database, 1000).await.expect("nothing to do"), []);
 }
 
@@ -322,10 +324,10 @@ async fn a_correction_changes_what_the_limit_sees_and_says_who() {
     assert_eq!(correct("users", -100).await.expect_err("below zero").sqlstate(), Some("TN004"));
     assert_eq!(correct("nothing", 1).await.expect_err("no meter").sqlstate(), Some("TN002"));
     let leased = outbox.lease(100, LEASE).await.expect("leased");
-    let corrections: Vec<_> = leased.iter().filter(|event| event.kind == OutboxKind::Correct).collect();
+    let corrections: Vec<_> = leased.iter().filter(|event| event.counted.kind == UsageKind::Correct).collect();
     assert_eq!(corrections.len(), 2);
-    assert_eq!(corrections[0].reason.as_deref(), Some("double import"));
-    assert_eq!(corrections[0].actor.as_deref(), Some("ann@example.com"));
+    assert_eq!(corrections[0].counted.reason.as_deref(), Some("double import"));
+    assert_eq!(corrections[0].counted.actor.as_deref(), Some("ann@example.com"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -370,10 +372,14 @@ async fn a_restored_database_begins_a_new_epoch_with_what_it_has() {
     assert!(!begin(1).await, "only once");
     count(&client, "users", 1).await;
     let leased = outbox.lease(100, LEASE).await.expect("leased");
-    let mut events: Vec<_> =
-        leased.iter().map(|event| (event.epoch, event.sequence, event.kind, event.delta, event.value)).collect();
+    let mut events: Vec<_> = leased
+        .iter()
+        .map(|event| {
+            (event.counted.epoch, event.counted.sequence, event.counted.kind, event.delta, event.counted.value)
+        })
+        .collect();
     events.sort_unstable_by_key(|event| (event.0, event.1));
-    let expected = [(1, 1, OutboxKind::Add, 7, 7), (2, 1, OutboxKind::Restore, -5, 7), (2, 2, OutboxKind::Add, 1, 8)];
+    let expected = [(1, 1, UsageKind::Add, 7, 7), (2, 1, UsageKind::Restore, -5, 7), (2, 2, UsageKind::Add, 1, 8)];
     assert_eq!(events, expected);
 }
 
@@ -418,16 +424,17 @@ async fn what_nobody_has_acknowledged_is_read_and_saved_by_the_operator() {
     }
     count(&ground.client(&neighbour.login).await, "users", 1).await;
     let leased = outbox.lease(100, LEASE).await.expect("leased");
-    let of =
-        |sequence| leased.iter().find(|event| event.tenant == guest.id && event.sequence == sequence).expect("it is");
+    let of = |sequence| {
+        leased.iter().find(|event| event.tenant == guest.id && event.counted.sequence == sequence).expect("it is")
+    };
     let dead = Settlement::Dead { error: "refused".into() };
     outbox.settle(&[(of(1), Settlement::Acknowledged), (of(2), dead)]).await.expect("settled");
     assert_eq!(outbox.dead_by_tenant().await.expect("counted"), [(guest.id.clone(), 1)]);
     assert_eq!(ground.server.unsent(&ground.database, &guest.id, 2).await.expect("a page").len(), 2);
     let unsent = ground.server.unsent(&ground.database, &guest.id, 100).await.expect("all");
-    let sequences: Vec<_> = unsent.iter().map(|event| event.sequence).collect();
+    let sequences: Vec<_> = unsent.iter().map(|event| event.counted.sequence).collect();
     assert_eq!(sequences, [2, 3, 4], "dead ones and leased ones too");
-    assert_eq!((unsent[1].id, unsent[1].value), (of(3).id, 3));
+    assert_eq!((unsent[1].id, unsent[1].counted.value), (of(3).id, 3));
     ground.server.saved(&ground.database, &guest.id, &unsent).await.expect("saved");
     ground.server.saved(&ground.database, &guest.id, &unsent).await.expect("once more, as nothing");
     assert!(ground.server.unsent(&ground.database, &guest.id, 100).await.expect("none").is_empty());

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use tenantry::billing::Periods;
-use tenantry::database::{Policy, TenantSettings};
+use tenantry::database::{ErrorClass, MeterDefinition, MeterKind, MeterSource, Policy, TenantSettings, TenantSpec};
 use tokio_postgres::Client;
 
-use crate::support::{Ground, Guest, limit, one, refused, rows, settings};
+use crate::support::{Ground, Guest, limit, meters, one, refused, rows, settings};
 
 pub(crate) async fn ground() -> (Ground, Guest, Client) {
     let ground = Ground::new("usage").await;
@@ -125,7 +125,7 @@ async fn every_refusal_has_its_code() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_total_starts_again_at_each_period_and_only_counts_up() {
-    let (ground, guest, client) = ground().await;
+    let ground = Ground::new("usage").await;
     ground.server.set_plan_limits(&ground.database, "smb", &[limit("mails", 10, Policy::Hard)]).await.expect("limits");
     let zone = "Asia/Seoul";
     let anchored = TenantSettings {
@@ -133,7 +133,9 @@ async fn a_total_starts_again_at_each_period_and_only_counts_up() {
         time_zone: zone.to_owned(),
         ..settings("smb")
     };
-    assert!(ground.server.apply_settings(&ground.database, &guest.id, &anchored).await.expect("applied"));
+    let spec = TenantSpec { settings: anchored.clone(), ..ground.tenant_spec("acme") };
+    let guest = ground.tenant_of(&spec).await;
+    let client = ground.client(&guest.login).await;
     assert_eq!(one(&client, "SELECT record_usage('mails', 10, 'x')").await, "10");
     let superuser = ground.superuser().await;
     let start = |at: &str| format!("SELECT tenantry.period_start('{}', '{zone}', {at})::text", anchored.period_anchor);
@@ -258,4 +260,47 @@ async fn repeatable_read_fails_cleanly_when_another_was_faster() {
     assert_eq!(refused(&client, "SELECT record_usage('users', 1, 'x')").await, "40001");
     client.batch_execute("ROLLBACK").await.expect("again");
     assert_eq!(one(&client, "SELECT record_usage('users', 1, 'x')").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_meter_counts_stays_while_tenants_have_counts_of_it() {
+    let ground = Ground::new("usage").await;
+    let changed = |name: &str, kind, source| {
+        let mut meters = meters();
+        let meter = meters.iter_mut().find(|meter| meter.name == name).expect("declared");
+        (meter.kind, meter.source) = (kind, source);
+        meters
+    };
+    let set = async |meters: Vec<MeterDefinition>| ground.server.set_meters(&ground.database, "crm", &meters).await;
+    let superuser = ground.superuser().await;
+    let declared = "SELECT meter || ' ' || kind || ' ' || source FROM tenantry.meter_definition ORDER BY 1";
+    set(changed("users", MeterKind::Total, MeterSource::Database)).await.expect("nobody was counted by it");
+    set(meters()).await.expect("still nobody");
+    let before = rows(&superuser, declared).await;
+
+    let guest = ground.tenant("acme").await;
+    let drop_after = Timestamp::now() + std::time::Duration::from_secs(86_400);
+    for is_retained in [false, true] {
+        if is_retained {
+            ground.server.retain(&ground.database, &guest.id, drop_after).await.expect("retained");
+        }
+        for (name, kind, source) in [
+            ("users", MeterKind::Total, MeterSource::Database),
+            ("users", MeterKind::Level, MeterSource::Api),
+            ("requests", MeterKind::Level, MeterSource::Api),
+        ] {
+            let mut other = changed(name, kind, source);
+            other.retain(|meter| meter.name != "accounts");
+            let error = set(other).await.expect_err("refused");
+            assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Permanent, Some("TN005")));
+            let says = error.to_string();
+            assert!(says.contains(name) && says.contains("one of another name"), "{says}");
+            assert_eq!(rows(&superuser, declared).await, before, "nor is anything else of it done");
+        }
+    }
+    let mut fewer = meters();
+    fewer.retain(|meter| meter.name != "accounts");
+    set(fewer).await.expect("a meter may go");
+    set(meters()).await.expect("and come back");
+    assert_eq!(rows(&superuser, declared).await, before);
 }

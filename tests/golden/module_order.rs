@@ -6,21 +6,22 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 14] = [
+const ORDER: [(&str, &[&str]); 15] = [
     ("api", &[]),
     ("term", &[]),
     ("postgres", &[]),
     ("billing", &[]),
+    ("event", &[]),
     ("crds", &["api"]),
     ("desired", &["api"]),
     ("cluster", &["api", "term", "desired"]),
-    ("database", &["term", "postgres"]),
-    ("metering", &["billing", "desired", "postgres"]),
-    ("controller", &["api", "term", "billing", "desired", "cluster", "database", "metering"]),
-    ("relay", &["api", "desired", "cluster", "database", "metering"]),
+    ("database", &["term", "postgres", "event"]),
+    ("metering", &["billing", "desired", "postgres", "event"]),
+    ("controller", &["api", "term", "billing", "event", "desired", "cluster", "database", "metering"]),
+    ("relay", &["api", "event", "desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),
-    ("web", &["api", "billing", "desired", "cluster", "database", "metering", "controller"]),
-    ("cli", &["api", "desired", "cluster", "database", "metering", "controller"]),
+    ("web", &["api", "billing", "event", "desired", "cluster", "database", "metering", "controller"]),
+    ("cli", &["api", "event", "desired", "cluster", "database", "metering", "controller"]),
 ];
 
 fn rust_files(directory: &Path) -> Vec<PathBuf> {

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use rust_decimal::Decimal;
 use tenantry::billing::Periods;
 use tenantry::metering::event::UsageKind;
-use tenantry::metering::ledger::{MeterState, Outcome};
+use tenantry::metering::ledger::{MeterDefinition, MeterState, Outcome};
+use tenantry::metering::usage::average;
 use tokio_postgres::error::SqlState;
 
 use crate::support::{Ground, Source, ZONE, days_ago, integer, known, now};
@@ -126,6 +129,108 @@ async fn periods_go_on_without_any_event() {
         assert_eq!(starts[0], periods.containing(then).start);
         assert!(last.estimated);
     }
+}
+
+/// Where a period began that is over, so short ago that an event from before it is still taken.
+fn boundary() -> Timestamp {
+    days_ago(33)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_period_in_which_nothing_happened_is_in_the_history_at_its_level() {
+    let ground = Ground::new().await;
+    let anchor = boundary();
+    ground.register("t_1", anchor).await;
+    let mut users = Source::new("t_1", "users", anchor);
+    let mut mails = Source::new("t_1", "mails", anchor);
+    ground.ingest(&[users.count(7, days_ago(34)), mails.count(7, days_ago(34)), users.count(-2, days_ago(1))]).await;
+    for source in [&users, &mails] {
+        ground.ledger.mark(&[source.mark(now())]).await.expect("marked");
+    }
+    close(&ground, LONG).await;
+    for (meter, level) in [("users", 7), ("mails", 0)] {
+        let state = ground.state("t_1", meter).await;
+        assert_eq!(closed(&state), [(level, level, false), (0, 7, false)], "{meter}");
+        let sums = &state.closed[0].sums;
+        assert_eq!((sums.start, sums.low, sums.high), (anchor, level, level), "{meter}");
+        assert_eq!(average(sums, sums.end), Some(Decimal::from(level)), "{meter}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_period_that_one_meter_of_a_tenant_has_all_of_them_have() {
+    let ground = Ground::new().await;
+    // Its first event is older than what the ledger knows of it.
+    let anchor = boundary();
+    ground.register("t_1", anchor).await;
+    let mut users = Source::new("t_1", "users", anchor);
+    ground.ingest(&[users.count(7, days_ago(34)), users.count(1, days_ago(1))]).await;
+    close(&ground, Duration::ZERO).await;
+    let periods = |state: &MeterState| -> Vec<_> {
+        state.closed.iter().map(|period| (period.sums.start, period.sums.end)).collect()
+    };
+    let of_users = periods(&ground.state("t_1", "users").await);
+    assert_eq!(of_users.len(), 2);
+    for meter in ["mails", "calls"] {
+        let state = ground.state("t_1", meter).await;
+        assert_eq!(periods(&state), of_users, "{meter}");
+        assert_eq!(closed(&state), [(0, 0, true); 2], "{meter}");
+        assert_eq!(state.open.len(), 1);
+    }
+    // And no period twice.
+    let before: String = ground.one("SELECT string_agg(p::text, ';' ORDER BY p::text) FROM ledger.period p").await;
+    close(&ground, Duration::ZERO).await;
+    let after: String = ground.one("SELECT string_agg(p::text, ';' ORDER BY p::text) FROM ledger.period p").await;
+    assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_extremes_of_a_level_without_order_are_those_of_its_events_own_times() {
+    let ground = Ground::new().await;
+    let anchor = boundary();
+    ground.register("t_1", anchor).await;
+    let seats = MeterDefinition { name: "seats".to_owned(), is_total: false, from_api: true };
+    ground.ledger.define("crm", &[seats]).await.expect("defined");
+    let mut source = Source::new("t_1", "seats", anchor);
+    // 4 in the first period; then 1, 11, 3, and in one microsecond up and down again.
+    let at = days_ago(10);
+    let steps = [(days_ago(34), 4), (days_ago(30), -3), (days_ago(29), 10), (days_ago(28), -8), (at, 90), (at, -90)];
+    let mut events = steps.map(|(at, by)| source.count(by, at)).to_vec();
+    events.iter_mut().for_each(|event| event.usage.counted = None);
+    assert!(events[1..].iter().all(|event| event.period_start == anchor), "all but the first are of one period");
+    for event in [3, 5, 0, 2, 4, 1] {
+        ground.ingest(&events[event..=event]).await;
+    }
+    let open = ground.state("t_1", "seats").await.open.into_iter().find(|period| period.start == anchor);
+    let open = open.expect("open");
+    assert_eq!((open.opening, open.low, open.high, open.closing), (4, 3, 4, 3), "what is known without an order");
+    close(&ground, Duration::ZERO).await;
+    let state = ground.state("t_1", "seats").await;
+    assert_eq!(closed(&state), [(4, 3, true), (0, 4, true)]);
+    let extremes: Vec<_> = state.closed.iter().map(|period| (period.sums.low, period.sums.high)).collect();
+    assert_eq!(extremes, [(1, 11), (0, 4)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kind_of_a_meter_is_what_its_application_declares_until_a_period_is_closed() {
+    let ground = Ground::new().await;
+    let anchor = days_ago(35);
+    ground.ledger.register(&[known("t_1", anchor)], &[]).await.expect("registered");
+    let mut source = Source::new("t_1", "mails", anchor);
+    let event = source.count(5, days_ago(20));
+    // A mark knows no kind, and comes before the meter is declared.
+    ground.ledger.mark(&[source.mark(days_ago(19))]).await.expect("marked");
+    ground.ingest(&[event]).await;
+    let kind = "SELECT kind FROM ledger.meter WHERE tenant = 't_1' AND meter = 'mails'";
+    assert_eq!(ground.one::<String>(kind).await, "Level");
+    ground.register("t_1", anchor).await;
+    assert_eq!(ground.one::<String>(kind).await, "Total");
+    close(&ground, PATIENCE).await;
+    let state = ground.state("t_1", "mails").await;
+    assert_eq!((closed(&state), state.value), (vec![(0, 5, true)], 0));
+    let other = MeterDefinition { name: "mails".to_owned(), is_total: false, from_api: false };
+    ground.ledger.define("crm", &[other]).await.expect("defined");
+    assert_eq!(ground.one::<String>(kind).await, "Total");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! What a CRD can refuse by itself: each fault gets a message that says what to change, and
 //! its good neighbour passes. The examples are the starting point of every case.
 
+use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::ground::{api, apply, client, example};
@@ -12,7 +13,7 @@ type Case = (&'static str, Value, &'static str);
 /// The answer for a case that must be accepted.
 const GOOD: &str = "";
 
-/// Changes one field; null removes it.
+/// Changes one field; null removes it, and `-` as an index adds an item.
 fn with(object: &Value, pointer: &str, value: &Value) -> Value {
     let mut object = object.clone();
     let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
@@ -26,6 +27,7 @@ fn with(object: &Value, pointer: &str, value: &Value) -> Value {
         };
     }
     match (place, value) {
+        (Value::Array(items), value) if key == "-" => items.push(value.clone()),
         (Value::Array(items), value) => items[key.parse::<usize>().expect("an index")] = value.clone(),
         (Value::Object(fields), Value::Null) => drop(fields.remove(key)),
         (place, value) => place[key] = value.clone(),
@@ -333,6 +335,14 @@ async fn a_server_and_a_pool() {
     .await;
 }
 
+/// Writes a status, as the operator does.
+async fn status(client: &kube::Client, object: &Value, status: Value) {
+    let name = object["metadata"]["name"].as_str().expect("a name");
+    let api = api(client.clone(), object["kind"].as_str().expect("a kind"));
+    let patch = Patch::Merge(json!({"status": status}));
+    api.patch_status(name, &PatchParams::default(), &patch).await.expect("a good status");
+}
+
 #[tokio::test]
 async fn what_can_never_change() {
     let client = client().await;
@@ -347,6 +357,7 @@ async fn what_can_never_change() {
     let meter = "kind and source of a meter can't be changed, since past counts would lose their meaning: declare a meter of another name";
     let start = "billing.start can't be changed once it is set: every period is counted from it";
     let zone = "billing.timeZone can't be changed once it is set: every period ends in it";
+    let known = "(status.meters has all that tenants were counted by): declare a meter of another name";
     let cell = "application and server of a Pool can't be changed: make another Pool";
     let cases: &[(&Value, Case)] = &[
         (
@@ -366,6 +377,10 @@ async fn what_can_never_change() {
         (&application, ("/spec/meters/0/kind", json!("Total"), meter)),
         (&application, ("/spec/meters/0/source", json!("API"), meter)),
         (&application, ("/spec/meters/0/unit", json!("seat"), GOOD)),
+        (&application, ("/spec/meters/-", json!({"name": "mails", "kind": "Level"}), known)),
+        (&application, ("/spec/meters/-", json!({"name": "mails", "kind": "Total", "source": "API"}), known)),
+        (&application, ("/spec/meters/-", json!({"name": "mails", "kind": "Total"}), GOOD)),
+        (&application, ("/spec/meters/-", json!({"name": "letters", "kind": "Level"}), GOOD)),
         (&pool, ("/spec/application", json!("erp"), cell)),
         (&pool, ("/spec/server", json!("other"), cell)),
         (&pool, ("/spec/maxTenants", json!(7), GOOD)),
@@ -373,6 +388,9 @@ async fn what_can_never_change() {
     for object in [&tenant, &application, &pool] {
         apply(client.clone(), object, false).await.expect("the first version is good");
     }
+    // A meter that was there once, and that tenants were counted by.
+    let known = json!({"meters": [{"name": "mails", "kind": "Total", "source": "Database"}]});
+    status(&client, &application, known).await;
     for (object, (pointer, value, says)) in cases {
         let answer = apply(client.clone(), &with(object, pointer, value), true).await;
         match answer {
@@ -381,6 +399,19 @@ async fn what_can_never_change() {
                 !says.is_empty() && error.to_string().contains(says),
                 "{pointer} = {value} should say: {says}\nbut says: {error}"
             ),
+        }
+    }
+
+    // Where it isn't in effect, which the operator says, it can be corrected.
+    for reason in ["UnknownTimeZone", "PeriodsFixed"] {
+        let stalled = json!({"type": "Stalled", "status": "True", "reason": reason, "message": "", "lastTransitionTime": "2026-11-22T10:00:00Z"});
+        status(&client, &tenant, json!({"conditions": [stalled]})).await;
+        for (pointer, value) in [
+            ("/spec/billing/start", json!("2026-12-01T00:00:00Z")),
+            ("/spec/billing/timeZone", json!("Europe/Rome")),
+            ("/spec/billing", Value::Null),
+        ] {
+            apply(client.clone(), &with(&tenant, pointer, &value), true).await.expect("a correction");
         }
     }
 

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     api::{Application, ConditionType, Plan, Tenant},
     cluster::{Owner, add_finalizer},
-    desired::{Effective, effective},
+    desired::{Effective, effective, period_faults},
 };
 
 /// What a tenant is reconciled with.
@@ -138,6 +138,9 @@ async fn run(case: &Case<'_>) -> Outcome {
             let Some(_seat) = case.world.seat(&place.server, &Owner::Tenant(case.name.to_owned())) else {
                 return Ok(Some(bulkheads::ASK_AGAIN));
             };
+            if let Some(fault) = period_fault(case, &place) {
+                concerns.stalls(fault);
+            }
             concerns.holds(ConditionType::Placed, "Placed", described(&place));
             report.set_place(case, &place);
             serve(case, &place, &mut concerns, &mut report).await
@@ -151,6 +154,12 @@ async fn run(case: &Case<'_>) -> Outcome {
     report.verdicts = concerns.verdicts("isolated, and served");
     report.write().await?;
     concerns.blocked().map_or(Ok(next), Err)
+}
+
+/// The spec asks for other usage periods than those that the tenant has, which stay.
+fn period_fault(case: &Case<'_>, place: &Place) -> Option<Failure> {
+    let record = case.world.databases.get(&place.server)?.record(&place.database, &place.id)?;
+    Failure::of(&period_faults(case.tenant, record.settings.period_anchor, &record.settings.time_zone))
 }
 
 fn described(place: &Place) -> String {

@@ -13,7 +13,6 @@ use crate::{
     api::Tier,
     controller::{databases::Connected, failure::Failure, limits, plan::revision_name},
     database::{IssuedLogin, Purpose, TenantRecord, TenantSettings, TenantSpec, TenantState},
-    desired::find_time_zone,
 };
 
 /// A tenant that is in its database.
@@ -99,12 +98,7 @@ fn settings(case: &Case<'_>, connected: &Connected, record: Option<&TenantRecord
     let old = case.world.statuses.tenants.current(case.tenant, case.tenant.status.as_ref()).unwrap_or_default();
     let pinned = old.plan_revision.filter(|_| old.plan.as_deref() == Some(&case.effective.plan));
     let known = record.map(|record| &record.settings);
-    let billing = case.tenant.spec.billing.as_ref();
-    // Periods are counted from where they began, also after the Tenant was made anew.
-    let began = known.filter(|_| billing.is_none_or(|billing| billing.start.is_none()));
-    // Where nobody knows the zone, periods end as they did.
-    let zone = &case.effective.anchor.time_zone;
-    let in_use = known.filter(|_| case.fault.is_some() && find_time_zone(zone).is_none());
+    let anchor = &case.effective.anchor;
     TenantSettings {
         plan: case.effective.plan.clone(),
         plan_revision: pinned.unwrap_or_else(|| revision_name(case.plan)),
@@ -113,7 +107,9 @@ fn settings(case: &Case<'_>, connected: &Connected, record: Option<&TenantRecord
         temp_file_limit: database.temp_file_limit.filter(|_| connected.info.sets_temp_file_limit),
         statement_timeout: Some(database.statement_timeout),
         max_transaction: Some(database.max_transaction),
-        period_anchor: began.map_or(case.effective.anchor.start, |known| known.period_anchor),
-        time_zone: in_use.map_or_else(|| zone.clone(), |known| known.time_zone.clone()),
+        // Periods go on from where they began, in the zone in which they did, whatever the spec says by
+        // now and also after the Tenant was made anew: what was counted belongs to them.
+        period_anchor: known.map_or(anchor.start, |known| known.period_anchor),
+        time_zone: known.map_or(&anchor.time_zone, |known| &known.time_zone).clone(),
     }
 }

@@ -1,6 +1,6 @@
 -- What the operator knows of the tenants of this database, and what they count.
 -- Run as tenantry_owner, in the transaction that makes schema tenantry. Tenants have no
--- privilege on any of these tables: they call the functions of 002_usage.sql.
+-- privilege on any of these tables: they call the functions of functions.sql.
 
 -- Whose the database is. One row.
 CREATE TABLE tenantry.database (

@@ -122,6 +122,7 @@ CREATE TABLE ledger.meter (
     changed       xid8           NOT NULL DEFAULT pg_current_xact_id(),
     PRIMARY KEY (tenant, meter)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+COMMENT ON COLUMN ledger.meter.kind IS 'As its Application declares it; fixed when its first period is closed.';
 COMMENT ON TABLE ledger.meter IS 'What each meter of each tenant is now, which of its events have arrived, and its last mark.';
 COMMENT ON COLUMN ledger.meter.epoch IS 'The last that is known; 0 before the first event. Events of an earlier one are put into quarantine.';
 COMMENT ON COLUMN ledger.meter.sequence IS 'The last that has arrived of this epoch.';
@@ -163,7 +164,7 @@ COMMENT ON TABLE ledger.period IS
 COMMENT ON COLUMN ledger.period.delta IS 'Sum of all deltas.';
 COMMENT ON COLUMN ledger.period.moment IS
 'Sum of each delta times its time after the start, in microseconds: with the opening value it gives the average over time.';
-COMMENT ON COLUMN ledger.period.low IS 'Smallest value after an event.';
+COMMENT ON COLUMN ledger.period.low IS 'Smallest value after an event. Of source Api, whose events come in no order, only once it is closed.';
 COMMENT ON COLUMN ledger.period.first_event IS 'Epoch, sequence and value before the first of its events that have arrived. NULL for source Api.';
 COMMENT ON COLUMN ledger.period.last_event IS 'Epoch, sequence and value after the last of its events that have arrived. NULL for source Api.';
 COMMENT ON COLUMN ledger.period.opening IS 'The value at its start, once it is closed; before, see ledger.period_state.';

@@ -9,6 +9,18 @@ RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$ SELECT least(greatest(number, -9223372036854775808), 9223372036854775807)::bigint $$;
 
+-- These two have no pinned search_path, so that the planner can put them in: they are asked for each event.
+CREATE OR REPLACE FUNCTION ledger.utc_day(moment timestamptz)
+RETURNS date
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT (moment AT TIME ZONE 'UTC')::date $$;
+
+-- Since 1970.
+CREATE OR REPLACE FUNCTION ledger.microseconds(moment timestamptz)
+RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE
+AS $$ SELECT (extract(epoch FROM moment) * 1000000)::bigint $$;
+
 -- The last of the sequences from 1 on that are there without a gap; 0 where 1 isn't.
 CREATE OR REPLACE FUNCTION ledger.reach(sequences int8multirange)
 RETURNS bigint
@@ -36,9 +48,9 @@ SELECT p.tenant, p.meter, p.start_at, p.end_at, p.events, p.delta, p.moment, o.o
             SELECT sum(n.delta) FROM ledger.period n
              WHERE n.tenant = p.tenant AND n.meter = p.meter AND n.start_at >= p.start_at AND n.closed_at IS NULL))
         -- Nothing happened in it: as the next one began, or as it is now.
-        ELSE coalesce((SELECT n.first_event[3] FROM ledger.period n
+        ELSE coalesce((SELECT coalesce(n.opening, n.first_event[3]) FROM ledger.period n
                         WHERE n.tenant = p.tenant AND n.meter = p.meter AND n.start_at > p.start_at
-                          AND n.first_event IS NOT NULL ORDER BY n.start_at LIMIT 1), m.value)
+                          AND (n.opening IS NOT NULL OR n.first_event IS NOT NULL) ORDER BY n.start_at LIMIT 1), m.value)
     END AS opening) o
  CROSS JOIN LATERAL (
     SELECT CASE
@@ -47,7 +59,23 @@ SELECT p.tenant, p.meter, p.start_at, p.end_at, p.events, p.delta, p.moment, o.o
         ELSE ledger.clamp(o.opening + p.delta)
     END AS closing) c;
 COMMENT ON VIEW ledger.period_state IS
-'ledger.period with the opening and closing value of each, those of open periods as far as they are known. Of source Api, which has no order, low and high are of these two alone.';
+'ledger.period with the opening and closing value of each, those of open periods as far as they are known. Of source Api, which has no order, low and high of an open period are of these two alone.';
+
+-- The smallest and the largest value that a Level of source Api had in a period, by the events' own times, and
+-- of how many events that is. What happened in one microsecond is one step.
+CREATE OR REPLACE FUNCTION ledger.extremes(
+    p_tenant text, p_meter text, p_start timestamptz, p_end timestamptz, p_opening bigint,
+    OUT low bigint, OUT high bigint, OUT events bigint)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT ledger.clamp(min(v.value)), ledger.clamp(max(v.value)), sum(v.events)::bigint
+      FROM (SELECT p_opening + sum(sum(e.delta)) OVER (ORDER BY e.occurred_at) AS value, count(*) AS events
+              FROM ledger.event e
+             WHERE e.tenant = p_tenant AND e.meter = p_meter AND e.period_start = p_start
+               AND e.day BETWEEN ledger.utc_day(p_start) AND ledger.utc_day(p_end)
+             GROUP BY e.occurred_at) AS v
+$$;
 
 -- What the counted events of a meter come to, and in which period: what a restored database is
 -- measured by.
@@ -169,13 +197,13 @@ BEGIN
                            AND (e.epoch, e.sequence, e.value) IS NOT DISTINCT FROM (g.epoch, g.sequence, g.value) AS same
                       FROM ledger.event e
                      WHERE (p_look > 1 OR g.epoch IS NULL OR g.taken)
-                       AND e.tenant = g.tenant AND e.day = (g.at AT TIME ZONE 'UTC')::date AND e.id = g.id
+                       AND e.tenant = g.tenant AND e.day = ledger.utc_day(g.at) AND e.id = g.id
                   ) AS e ON true
               ) AS j
           ) AS v;
 
         INSERT INTO ledger.quarantine (tenant, day, id, why, source, content)
-        SELECT g.tenant, (g.at AT TIME ZONE 'UTC')::date, g.id, g.verdict, g.source,
+        SELECT g.tenant, ledger.utc_day(g.at), g.id, g.verdict, g.source,
                jsonb_strip_nulls(jsonb_build_object('meter', g.meter, 'kind', g.kind, 'epoch', g.epoch, 'sequence', g.sequence,
                    'firstSequence', nullif(g.first, g.sequence), 'delta', g.delta, 'value', g.value, 'occurredAt', g.at,
                    'subject', g.subject, 'reason', g.reason, 'actor', g.actor))
@@ -192,9 +220,9 @@ BEGIN
     END IF;
 
     WITH fresh AS MATERIALIZED (
-        SELECT g.*, (g.at AT TIME ZONE 'UTC')::date AS day, g.verdict = 'late' AS late,
+        SELECT g.*, ledger.utc_day(g.at) AS day, g.verdict = 'late' AS late,
                CASE WHEN g.moment IS NULL THEN g.counted::numeric * g.lapse
-                    ELSE g.moment - g.delta::numeric * (extract(epoch FROM g.start_at) * 1000000)::bigint END AS area,
+                    ELSE g.moment - g.delta::numeric * ledger.microseconds(g.start_at) END AS area,
                CASE WHEN g.kind = 'Restore' THEN ARRAY[g.epoch, g.first, g.value - g.counted]
                     WHEN g.epoch IS NOT NULL THEN ARRAY[g.epoch, g.first, g.before] END AS first_event,
                CASE WHEN g.epoch IS NOT NULL THEN ARRAY[g.epoch, g.sequence, g.value] END AS last_event
@@ -214,7 +242,7 @@ BEGIN
                sum(coalesce(f.sequence - f.first, 0) + 1) AS events, sum(f.counted) AS delta, sum(f.area) AS moment,
                min(coalesce(f.low, f.value)) AS low, max(coalesce(f.high, f.value)) AS high,
                min(f.first_event) AS first_event, max(f.last_event) AS last_event, max(f.at) AS at,
-               max(ARRAY[f.sequence, f.delta, (extract(epoch FROM f.at) * 1000000)::bigint])
+               max(ARRAY[f.sequence, f.delta, ledger.microseconds(f.at)])
                    FILTER (WHERE f.kind = 'Set' AND f.reason LIKE 'reconcile%') AS drift
           FROM fresh f GROUP BY f.tenant, f.meter, f.start_at, f.end_at, f.day, f.late
     ), meters AS (
@@ -263,7 +291,7 @@ BEGIN
         INSERT INTO ledger.day AS d (tenant, meter, day, events, delta, moment, low, high, first_event, last_event)
         SELECT s.tenant, s.meter, s.day, sum(s.events), sum(s.delta),
                -- From the period's start to the day's.
-               sum(s.moment - s.delta * (extract(epoch FROM (s.day::timestamp AT TIME ZONE 'UTC') - s.start_at) * 1000000)::bigint),
+               sum(s.moment - s.delta * (ledger.microseconds(s.day::timestamp AT TIME ZONE 'UTC') - ledger.microseconds(s.start_at))),
                min(s.low), max(s.high), min(s.first_event), max(s.last_event)
           FROM sums s GROUP BY s.tenant, s.meter, s.day
         ON CONFLICT (day, tenant, meter) DO UPDATE
@@ -338,195 +366,4 @@ AS $$
     VALUES (p_server, p_database, p_waiting, p_oldest, p_dead)
     ON CONFLICT (server, database) DO UPDATE
        SET waiting = excluded.waiting, oldest = excluded.oldest, dead = excluded.dead, reported_at = clock_timestamp()
-$$;
-
--- Writes down tenants and their placements (l_ arrays). A tenant with a placement here that it
--- didn't have has left the others.
-CREATE OR REPLACE FUNCTION ledger.register(
-    p_id text[], p_uid text[], p_name text[], p_application text[], p_plan text[], p_namespace text[], p_anchor timestamptz[],
-    p_zone text[], l_tenant text[], l_server text[], l_database text[])
-RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    INSERT INTO ledger.tenant AS t (id, uid, name, application, plan, namespace, anchor, time_zone)
-    SELECT g.* FROM unnest(p_id, p_uid, p_name, p_application, p_plan, p_namespace, p_anchor, p_zone) AS g
-     ORDER BY 1
-    ON CONFLICT (id) DO UPDATE
-       SET uid = excluded.uid, name = excluded.name, application = excluded.application, plan = excluded.plan,
-           namespace = excluded.namespace, gone_at = NULL
-     WHERE (t.uid, t.name, t.application, t.plan, t.namespace, t.gone_at)
-           IS DISTINCT FROM (excluded.uid, excluded.name, excluded.application, excluded.plan, excluded.namespace, NULL::timestamptz);
-    UPDATE ledger.placement p SET until = clock_timestamp()
-     WHERE p.until IS NULL AND p.tenant = ANY (l_tenant)
-       AND NOT EXISTS (SELECT FROM unnest(l_tenant, l_server, l_database) AS g (tenant, server, database)
-                        WHERE g.tenant = p.tenant AND g.server = p.server AND g.database = p.database);
-    INSERT INTO ledger.placement (tenant, server, database, since)
-    SELECT DISTINCT g.tenant, g.server, g.database, clock_timestamp()
-      FROM unnest(l_tenant, l_server, l_database) AS g (tenant, server, database)
-     ORDER BY 1, 2, 3
-    ON CONFLICT (tenant, server, database) WHERE until IS NULL DO NOTHING;
-END
-$$;
-
--- Notes that tenants are gone: they are nowhere now, and no further periods of theirs begin.
-CREATE OR REPLACE FUNCTION ledger.depart(p_id text[])
-RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    UPDATE ledger.tenant t SET gone_at = clock_timestamp() WHERE t.id = ANY (p_id) AND t.gone_at IS NULL;
-    UPDATE ledger.placement p SET until = clock_timestamp() WHERE p.tenant = ANY (p_id) AND p.until IS NULL;
-END
-$$;
-
--- What an Application counts; meters that it no longer has are forgotten.
-CREATE OR REPLACE FUNCTION ledger.define(p_application text, p_meter text[], p_kind text[], p_source text[])
-RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    DELETE FROM ledger.meter_definition d WHERE d.application = p_application AND d.meter <> ALL (p_meter);
-    INSERT INTO ledger.meter_definition AS d (application, meter, kind, source)
-    SELECT p_application, g.* FROM unnest(p_meter, p_kind, p_source) AS g ORDER BY 2
-    ON CONFLICT (application, meter) DO UPDATE SET kind = excluded.kind, source = excluded.source
-     WHERE (d.kind, d.source) IS DISTINCT FROM (excluded.kind, excluded.source);
-END
-$$;
-
--- Opens usage periods, of meters that may have no event yet.
-CREATE OR REPLACE FUNCTION ledger.open_periods(
-    p_tenant text[], p_meter text[], p_kind text[], p_source text[], p_start timestamptz[], p_end timestamptz[])
-RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM ledger.hold(p_tenant, p_meter, p_kind, p_source, NULL, NULL, NULL);
-    INSERT INTO ledger.period (tenant, meter, start_at, end_at)
-    SELECT g.* FROM unnest(p_tenant, p_meter, p_start, p_end) AS g ORDER BY 1, 2, 3
-    ON CONFLICT DO NOTHING;
-    UPDATE ledger.meter m SET changed = pg_current_xact_id()
-      FROM unnest(p_tenant, p_meter) AS g (tenant, meter) WHERE m.tenant = g.tenant AND m.meter = g.meter;
-    PERFORM pg_notify('ledger', '');
-END
-$$;
-
--- Closes periods that ended before `p_now`: those that are proven complete, and as estimated those
--- that ended longer than `p_patience` ago. Opens the next of each, where `p_next` says when it
--- ends. The meters come sorted, each once. Returns those that were closed.
-CREATE OR REPLACE FUNCTION ledger.close_periods(
-    p_tenant text[], p_meter text[], p_start timestamptz[], p_next timestamptz[], p_now timestamptz, p_patience interval)
-RETURNS TABLE (tenant text, meter text)
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    done_tenant text[];
-    done_meter  text[];
-BEGIN
-    PERFORM FROM ledger.meter m JOIN unnest(p_tenant, p_meter) AS g (tenant, meter) ON m.tenant = g.tenant AND m.meter = g.meter
-      ORDER BY m.tenant, m.meter FOR NO KEY UPDATE OF m;
-    WITH due AS (
-        SELECT s.*, m.proven_at, g.next FROM unnest(p_tenant, p_meter, p_start, p_next) AS g (tenant, meter, start_at, next)
-          JOIN ledger.period_state s ON s.tenant = g.tenant AND s.meter = g.meter AND s.start_at = g.start_at
-          JOIN ledger.meter m ON m.tenant = g.tenant AND m.meter = g.meter
-         WHERE s.closed_at IS NULL AND s.end_at <= p_now AND (m.proven_at >= s.end_at OR s.end_at <= p_now - p_patience)
-    ), closed AS (
-        UPDATE ledger.period p
-           SET opening = d.opening, closing = d.closing, low = d.low, high = d.high, closed_at = clock_timestamp(),
-               estimated = d.proven_at IS NULL OR d.proven_at < d.end_at
-          FROM due d WHERE p.tenant = d.tenant AND p.meter = d.meter AND p.start_at = d.start_at
-        RETURNING p.tenant, p.meter, p.start_at, p.end_at
-    ), meters AS (
-        UPDATE ledger.meter m SET closed_until = greatest(m.closed_until, c.end_at), changed = pg_current_xact_id()
-          FROM closed c WHERE m.tenant = c.tenant AND m.meter = c.meter
-    ), opened AS (
-        INSERT INTO ledger.period (tenant, meter, start_at, end_at)
-        SELECT d.tenant, d.meter, d.end_at, d.next FROM due d WHERE d.next IS NOT NULL ORDER BY 1, 2
-        ON CONFLICT DO NOTHING
-    )
-    SELECT array_agg(c.tenant), array_agg(c.meter) INTO done_tenant, done_meter FROM closed c;
-    IF done_tenant IS NOT NULL THEN
-        PERFORM pg_notify('ledger', '');
-    END IF;
-    RETURN QUERY SELECT * FROM unnest(done_tenant, done_meter);
-END
-$$;
-
--- Keeps events that are not counted: those of a tenant whose database is about to be dropped that were
--- refused for good, and a second one of a batch that has another one's id.
-CREATE OR REPLACE FUNCTION ledger.set_aside(
-    p_tenant text[], p_id text[], p_why text, p_source text[], p_at timestamptz[], p_content jsonb[], p_error text[])
-RETURNS void
-LANGUAGE sql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-    INSERT INTO ledger.quarantine (tenant, day, id, why, source, content, error)
-    SELECT g.tenant, (g.at AT TIME ZONE 'UTC')::date, g.id, p_why, g.source, g.content, g.error
-      FROM unnest(p_tenant, p_id, p_source, p_at, p_content, p_error) AS g (tenant, id, source, at, content, error)
-     ORDER BY 1, 2, 3
-    ON CONFLICT DO NOTHING
-$$;
-
--- Makes the partitions that are missing, and drops those whose time is over. Takes nothing from
--- its caller, so that nobody can shorten a time. Returns how many were made and dropped.
-CREATE OR REPLACE FUNCTION ledger.keep(OUT made integer, OUT dropped integer)
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
--- Who ingests meanwhile waits no longer than this; it is tried again later.
-SET lock_timeout = '3s'
-AS $$
-DECLARE
-    today           CONSTANT date    := (clock_timestamp() AT TIME ZONE 'UTC')::date;
-    this_month      CONSTANT date    := date_trunc('month', today)::date;
-    -- Events are taken when they are at most 35 days old, and kept for longer than that, so that
-    -- each is known again.
-    back            CONSTANT integer := 36;
-    ahead           CONSTANT integer := 10;
-    keep_events     CONSTANT integer := 90;
-    keep_months     CONSTANT integer := 25;
-    keep_quarantine CONSTANT integer := 400;
-    name            text;
-    first           date;
-BEGIN
-    -- One at a time; nobody but the operator's processes logs in here.
-    PERFORM pg_advisory_xact_lock(7236837462513002);
-    made := 0;
-    dropped := 0;
-    FOR first IN SELECT today + n FROM generate_series(-back, ahead) AS n LOOP
-        name := 'event_' || to_char(first, 'YYYYMMDD');
-        IF to_regclass(format('ledger.%I', name)) IS NULL THEN
-            -- Attached afterwards: that waits for nobody.
-            EXECUTE format('CREATE TABLE ledger.%I (LIKE ledger.event INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES)', name);
-            EXECUTE format('ALTER TABLE ledger.event ATTACH PARTITION ledger.%I FOR VALUES FROM (%L) TO (%L)', name, first, first + 1);
-            made := made + 1;
-        END IF;
-    END LOOP;
-    FOR first IN SELECT (this_month + make_interval(months => n))::date FROM generate_series(-2, 2) AS n LOOP
-        name := 'day_' || to_char(first, 'YYYYMM');
-        IF to_regclass(format('ledger.%I', name)) IS NULL THEN
-            EXECUTE format('CREATE TABLE ledger.%I (LIKE ledger.day INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES)
-                            WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05)', name);
-            EXECUTE format('ALTER TABLE ledger.day ATTACH PARTITION ledger.%I FOR VALUES FROM (%L) TO (%L)', name, first,
-                           (first + interval '1 month')::date);
-            made := made + 1;
-        END IF;
-    END LOOP;
-    FOR name IN
-        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-         WHERE i.inhparent = 'ledger.event'::regclass AND c.relname < 'event_' || to_char(today - keep_events, 'YYYYMMDD')
-            OR i.inhparent = 'ledger.day'::regclass
-               AND c.relname < 'day_' || to_char(this_month - make_interval(months => keep_months), 'YYYYMM')
-         ORDER BY c.relname
-    LOOP
-        EXECUTE format('DROP TABLE ledger.%I', name);
-        dropped := dropped + 1;
-    END LOOP;
-    DELETE FROM ledger.quarantine q WHERE q.received_at < clock_timestamp() - make_interval(days => keep_quarantine);
-END
 $$;

@@ -14,7 +14,7 @@ use super::types::LedgerError;
 /// The versions of the tables, the first one first. What is released is never changed: add a file.
 const VERSIONS: [&str; 1] = [include_str!("001_tables.sql")];
 /// Loaded at each migration.
-const FUNCTIONS: &str = include_str!("functions.sql");
+const FUNCTIONS: [&str; 2] = [include_str!("functions.sql"), include_str!("upkeep.sql")];
 
 /// What the operator's login may call. Nothing else of the ledger writes.
 const CALLABLE: [&str; 10] =
@@ -62,7 +62,7 @@ const RIGHTS: &str = "
                      AND NOT has_function_privilege(f.oid, 'EXECUTE'))";
 
 fn functions_digest() -> String {
-    HEXLOWER.encode(&Sha256::digest(FUNCTIONS))
+    HEXLOWER.encode(&Sha256::digest(FUNCTIONS.concat()))
 }
 
 fn version() -> i32 {
@@ -107,7 +107,7 @@ pub(super) async fn migrate(owner_url: &str, login: &str, password: Option<&str>
         run(&client, &format!("INSERT INTO ledger.migration (version, functions) VALUES ({number}, '{digest}')"))
             .await?;
     }
-    run(&client, FUNCTIONS).await?;
+    run(&client, &FUNCTIONS.concat()).await?;
     run(&client, &format!("UPDATE ledger.migration SET functions = '{digest}' WHERE version = {}", version())).await?;
     run(&client, "SELECT ledger.keep()").await?;
     grant(&client, login, password).await?;

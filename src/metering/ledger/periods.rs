@@ -15,18 +15,37 @@ use crate::billing::{Period, Periods};
 /// How many are looked at per statement.
 const PAGE: usize = 2000;
 
+/// How many events of source API are looked through per statement, if one period alone doesn't have more.
+const EVENTS: i64 = 200_000;
+
 /// Meters of live tenants without a period that contains a moment.
 const UNOPENED: &str = "
-    SELECT t.id, d.meter, d.kind, d.source, t.anchor, t.time_zone FROM ledger.tenant t
+    SELECT t.id, d.meter, d.kind, d.source, t.anchor, t.time_zone,
+           NULL::timestamptz, NULL::timestamptz FROM ledger.tenant t
       JOIN ledger.meter_definition d ON d.application = t.application
      WHERE t.gone_at IS NULL AND (t.id, d.meter) > ($2, $3)
        AND NOT EXISTS (SELECT FROM ledger.period p WHERE p.tenant = t.id AND p.meter = d.meter
                           AND p.start_at <= $1 AND p.end_at > $1)
      ORDER BY t.id, d.meter LIMIT $4";
 
+/// Meters without a period that another one of their tenant has, and that is over and not closed yet: the other
+/// one's events are of a time before the ledger knew the tenant. The oldest of each meter: when it is closed, the
+/// next one is opened.
+const ALONE: &str = "
+    SELECT DISTINCT ON (t.id, d.meter) t.id, d.meter, d.kind, d.source, t.anchor, t.time_zone, p.start_at, p.end_at
+      FROM (SELECT DISTINCT p.tenant, p.start_at, p.end_at FROM ledger.period p
+             WHERE p.closed_at IS NULL AND p.end_at <= $1) AS p
+      JOIN ledger.tenant t ON t.id = p.tenant AND t.gone_at IS NULL
+      JOIN ledger.meter_definition d ON d.application = t.application
+     WHERE (t.id, d.meter) > ($2, $3)
+       AND NOT EXISTS (SELECT FROM ledger.period q WHERE q.tenant = t.id AND q.meter = d.meter
+                          AND q.start_at < p.end_at AND q.end_at > p.start_at)
+     ORDER BY t.id, d.meter, p.start_at LIMIT $4";
+
 /// Of each meter the oldest period that may be closed, and whether another one follows.
 const DUE: &str = "
-    SELECT DISTINCT ON (p.tenant, p.meter) p.tenant, p.meter, p.start_at, p.end_at, t.anchor, t.time_zone
+    SELECT DISTINCT ON (p.tenant, p.meter) p.tenant, p.meter, p.start_at, p.end_at, t.anchor, t.time_zone,
+           CASE WHEN m.kind = 'Level' AND m.source = 'Api' THEN p.events ELSE 0 END
       FROM ledger.period p
       JOIN ledger.meter m ON m.tenant = p.tenant AND m.meter = p.meter
       LEFT JOIN (ledger.tenant t JOIN ledger.meter_definition d ON d.application = t.application)
@@ -36,7 +55,8 @@ const DUE: &str = "
 
 /// Opens what is to be open, then closes what can be. Returns the tenants of which something was closed.
 pub(super) async fn close(sessions: &Sessions, now: Timestamp, patience: Duration) -> Result<Vec<String>, LedgerError> {
-    open(sessions, now).await?;
+    open(sessions, now, UNOPENED).await?;
+    open(sessions, now, ALONE).await?;
     let mut closed: Vec<String> = Vec::new();
     loop {
         let page = i64::try_from(PAGE).expect("small");
@@ -46,7 +66,10 @@ pub(super) async fn close(sessions: &Sessions, now: Timestamp, patience: Duratio
         if rows.is_empty() {
             break;
         }
-        let done = close_those(sessions, &rows, now, patience).await?;
+        let mut done = Vec::new();
+        for part in parts(&rows) {
+            done.extend(close_those(sessions, part, now, patience).await?);
+        }
         // What was closed by somebody else meanwhile is done as well; without either there is no end.
         if done.is_empty() {
             break;
@@ -54,6 +77,20 @@ pub(super) async fn close(sessions: &Sessions, now: Timestamp, patience: Duratio
         closed.extend(done);
     }
     Ok(distinct(closed.iter().map(String::as_str)))
+}
+
+/// The rows in parts of which each has a bounded number of events to look through.
+fn parts(mut rows: &[Row]) -> impl Iterator<Item = &[Row]> {
+    std::iter::from_fn(move || {
+        let mut events: i64 = 0;
+        let fits = |row: &&Row| {
+            events = events.saturating_add(row.get(6));
+            events <= EVENTS
+        };
+        let (part, rest) = rows.split_at(rows.iter().take_while(fits).count().max(1).min(rows.len()));
+        rows = rest;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 async fn close_those(
@@ -86,20 +123,22 @@ async fn close_those(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Opens the period that contains `now` of each meter that is declared, whether or not it has events.
-async fn open(sessions: &Sessions, now: Timestamp) -> Result<(), LedgerError> {
+/// Opens the periods that `missing` finds, of meters that are declared, whether or not they have events: those of
+/// its last two columns, else those that contain `now`.
+async fn open(sessions: &Sessions, now: Timestamp, missing: &str) -> Result<(), LedgerError> {
     let mut after = (String::new(), String::new());
     loop {
         let page = i64::try_from(PAGE).expect("small");
         let params: [Param<'_>; 4] =
             [(&now, Type::TIMESTAMPTZ), (&after.0, Type::TEXT), (&after.1, Type::TEXT), (&page, Type::INT8)];
-        let rows = sessions.query("can't read which usage periods begin", UNOPENED, &params).await?;
+        let rows = sessions.query("can't read which usage periods begin", missing, &params).await?;
         let Some(last) = rows.last() else { return Ok(()) };
         after = (last.get(0), last.get(1));
-        let opened: Vec<(&Row, Period)> = rows
-            .iter()
-            .filter_map(|row| Some((row, periods(row.get(0), row.get(4), row.get(5))?.containing(now))))
-            .collect();
+        let period = |row: &Row| match (row.get(6), row.get(7)) {
+            (Some(start), Some(end)) => Some(Period { start, end }),
+            _ => Some(periods(row.get(0), row.get(4), row.get(5))?.containing(now)),
+        };
+        let opened: Vec<(&Row, Period)> = rows.iter().filter_map(|row| Some((row, period(row)?))).collect();
         let column = |at: usize| opened.iter().map(|(row, _)| row.get(at)).collect::<Vec<&str>>();
         let (tenants, meters, kinds, sources) = (column(0), column(1), column(2), column(3));
         let starts: Vec<Timestamp> = opened.iter().map(|(_, period)| period.start).collect();

@@ -89,7 +89,7 @@ pub struct MeterNow {
     pub name: String,
     /// Of a Level how many there are, of a Total how much was used in the period.
     pub current: i64,
-    /// Of a Level, the most in the period.
+    /// Of a Level that the database counts, the most in the period.
     pub peak: Option<i64>,
     /// Of a Level, the average over time, with two decimals.
     pub average: Option<Decimal>,
@@ -194,7 +194,9 @@ fn now_of(meter: &MeterTerms, state: Option<&MeterState>, period: &Period, now: 
         // Without events the value is what it was all the time.
         None => (current, Some(Decimal::from(current))),
     };
-    MeterNow { name, current, peak: Some(peak), average, limit, complete: false }
+    // What comes through the API comes in no order: how high it went between is known when the period is closed.
+    let peak = Some(peak).filter(|_| !meter.from_api);
+    MeterNow { name, current, peak, average, limit, complete: false }
 }
 
 /// The closed periods, the newest first, with as many meters as there is room for.

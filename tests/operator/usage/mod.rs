@@ -2,6 +2,7 @@
 
 mod conditions;
 mod delivery;
+mod fixed;
 mod leaving;
 pub mod ledger;
 mod verbs;
@@ -146,13 +147,17 @@ async fn a_period_that_is_over_and_complete_goes_into_history() {
     }
     let closed = await_tenant(&client, "old", "with history", |tenant| {
         let history = tenant.status.as_ref().map(|status| status.history.as_slice()).unwrap_or_default();
-        ["users", "emails"].iter().all(|name| history.iter().any(|it| it.meters.iter().any(|it| it.name == *name)))
+        ["users", "accounts", "emails"]
+            .iter()
+            .all(|name| history.iter().any(|it| it.meters.iter().any(|it| it.name == *name)))
     })
     .await;
     let status = closed.status.as_ref().expect("a status");
     let [last] = status.history.as_slice() else { panic!("{:#?}", status.history) };
     assert_eq!((last.start.0, last.estimated), (start, None));
     assert_eq!(Some(&last.end), status.usage.as_ref().map(|usage| &usage.period.start));
+    let accounts = last.meters.iter().find(|it| it.name == "accounts").expect("accounts, though nothing was counted");
+    assert_eq!((accounts.closing, accounts.peak, accounts.average.as_deref()), (Some(0), Some(0), Some("0.00")));
     let meter = |name: &str| last.meters.iter().find(|it| it.name == name).expect("a meter");
     assert_eq!((meter("users").closing, meter("users").peak, meter("users").used), (Some(4), Some(7), None));
     assert_eq!((meter("emails").used, meter("emails").closing), (Some(9), None));

@@ -41,6 +41,12 @@ impl UsageKind {
             Self::Restore => "Restore",
         }
     }
+
+    /// The kind of this name, where there is one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Add, Self::Set, Self::Correct, Self::Restore].into_iter().find(|kind| kind.as_str() == text)
+    }
 }
 
 /// Several events that were folded into one, in the order of their sequences.
@@ -219,6 +225,20 @@ pub struct Answer {
     /// Those that may be taken later: send them again.
     #[serde(default)]
     pub deferred: Vec<Refusal>,
+}
+
+impl Answer {
+    /// How many events each outcome has, under its name in metrics.
+    #[must_use]
+    pub fn numbers(&self) -> [(&'static str, u64); 5] {
+        [
+            ("accepted", self.accepted),
+            ("duplicate", self.duplicates),
+            ("quarantined", self.quarantined),
+            ("rejected", self.rejected.len() as u64),
+            ("deferred", self.deferred.len() as u64),
+        ]
+    }
 }
 
 /// An event that was not taken.
