@@ -6,6 +6,12 @@ use rust_decimal::Decimal;
 use super::*;
 use crate::metering::ledger::{ClosedPeriod, LedgerTenant, MeterDefinition, OpenPeriod};
 
+const PATIENCE: Patience = Patience {
+    gap: SignedDuration::from_secs(60),
+    mark: SignedDuration::from_secs(180),
+    silent: SignedDuration::from_secs(180),
+};
+
 fn at(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
@@ -48,7 +54,7 @@ fn state(meter: &str, value: i64) -> MeterState {
 }
 
 fn read(metered: MeteredTenant, states: &[MeterState], as_of: &str) -> UsageReading {
-    reading(metered, states, at(as_of)).unwrap_or_else(|_| panic!("a reading"))
+    reading(metered, states, PATIENCE, at(as_of)).unwrap_or_else(|_| panic!("a reading"))
 }
 
 #[test]
@@ -124,6 +130,7 @@ fn what_nobody_has_heard_of_for_long_is_not_complete() {
 fn a_zone_that_isnt_known_is_no_zone_at_all() {
     let mut metered = acme();
     metered.tenant.time_zone = "Mars/Olympus".into();
-    let response = reading(metered, &[], at("2026-11-10T00:00:00Z")).map(drop).expect_err("no periods").response();
+    let response =
+        reading(metered, &[], PATIENCE, at("2026-11-10T00:00:00Z")).map(drop).expect_err("no periods").response();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
