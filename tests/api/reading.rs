@@ -108,7 +108,8 @@ async fn a_closed_period_has_what_was_used_in_it() {
     assert_eq!(closed, std::slice::from_ref(&tenant));
     let reading = read(&ground.usage(Some(&billing), &name).await);
     let [closed] = &reading.history[..] else { panic!("one closed period: {reading:?}") };
-    assert_eq!((closed.end.0, closed.estimated), (before.start.0, None));
+    // Nobody can prove how much of exports, which is counted over HTTP, there was: it has an entry too.
+    assert_eq!((closed.end.0, closed.estimated), (before.start.0, Some(true)));
     let users = closed.meters.iter().find(|meter| meter.name == "users").expect("users");
     assert_eq!((users.closing, users.peak, users.used), (Some(7), Some(7), None));
     assert_eq!(counts(&reading), ["exports 0", "mails 0", "users 7"]);
