@@ -24,7 +24,7 @@ test: export RUST_TEST_THREADS ?= 4
 test: lint ground ## Check everything, on a real control plane and a real PostgreSQL
 	$(CARGO) test --workspace
 
-bench: rust ## Measure operator, relay and ledger: 40 minutes (ARGS="onboarding --pooled 200", ARGS=--write)
+bench: rust ## Measure operator, relay and ledger: an hour (ARGS="onboarding --pooled 200", ARGS=--write)
 	$(CARGO) bench --bench operator -- $(ARGS)
 	$(if $(filter-out --write,$(ARGS)),,$(CARGO) bench --bench ledger)
 
