@@ -56,6 +56,8 @@ pub(super) struct Database {
     look_at: Instant,
     /// Whether the last report could not be sent, since the API was away.
     owes_report: bool,
+    /// Whether the next try is for events: an API may take these alone, too.
+    events_next: bool,
 }
 
 /// How the sessions in a database are called. Of the first, each relay has one.
@@ -107,7 +109,16 @@ enum Turn {
 impl Database {
     pub(super) fn new(shared: Arc<Shared>, access: Arc<Access>, stop: watch::Receiver<bool>) -> Self {
         let source = batch::source(&shared.options.server, &access.relay.database);
-        Self { shared, access, source, stop, marks: Marks::default(), look_at: Instant::now(), owes_report: false }
+        Self {
+            shared,
+            access,
+            source,
+            stop,
+            marks: Marks::default(),
+            look_at: Instant::now(),
+            owes_report: false,
+            events_next: false,
+        }
     }
 
     /// Works until it is told to stop, and what is under way is settled.
@@ -128,7 +139,9 @@ impl Database {
                 }
                 pass = async { sleep_until(poll_at).await; shared.gate.enter().await } => {
                     // An API that takes no events may take a report: else nobody would hear that they wait.
-                    match self.owes_report && pass.is_trial() {
+                    let is_for_report = self.owes_report && pass.is_trial() && !self.events_next;
+                    self.events_next = is_for_report;
+                    match is_for_report {
                         true => self.look(&mut first, Some(pass)).await.map(|()| None),
                         false => self.turn(&mut first, pass).await.map(Some),
                     }
