@@ -117,7 +117,7 @@ BEGIN
      WHERE t.id = caller.id;
 
     moment := greatest(clock_timestamp(), counter.last_at);
-    -- A Level goes on whatever the period: it is spared the call, which costs a tenth of all this.
+    -- A Level goes on whatever the period: it is spared the call.
     IF definition.kind = 'Total' THEN
         counter := tenantry.at_moment(counter, definition.kind, terms.period_anchor, terms.time_zone, moment);
     END IF;
