@@ -29,6 +29,9 @@ struct Inner<W> {
     urgent: VecDeque<String>,
     others: VecDeque<String>,
     planned: HashMap<String, Planned<W>>,
+    /// Those whose status is being written; true where one was looked at meanwhile, by a status
+    /// that is over.
+    writing: HashMap<String, bool>,
     written: HashMap<String, Instant>,
 }
 
@@ -47,6 +50,7 @@ impl<W> Default for Board<W> {
             urgent: VecDeque::new(),
             others: VecDeque::new(),
             planned: HashMap::new(),
+            writing: HashMap::new(),
             written: HashMap::new(),
         };
         Self { inner: Mutex::new(inner), news: Notify::new(), ready: Notify::new() }
@@ -58,6 +62,11 @@ impl<W> Inner<W> {
         if self.is_fresh.insert(name.to_owned()) {
             self.fresh.push_back(name.to_owned());
         }
+    }
+
+    /// Whether a tenant's status is being written: then it is looked at anew after that.
+    fn waits_for_write(&mut self, name: &str) -> bool {
+        self.writing.get_mut(name).map(|again| *again = true).is_some()
     }
 
     fn clear_timer(&mut self, name: &str) {
@@ -136,6 +145,9 @@ impl<W> Board<W> {
     /// Says what is to be written of a tenant, instead of what was to be written before.
     pub(super) fn plan(&self, name: &str, what: W, is_urgent: bool) {
         let mut inner = self.lock();
+        if inner.waits_for_write(name) {
+            return;
+        }
         let before = inner.planned.insert(name.to_owned(), Planned { what, is_urgent });
         // What has become urgent stands in both: whichever comes first takes it.
         if before.is_none_or(|before| is_urgent && !before.is_urgent) {
@@ -148,7 +160,10 @@ impl<W> Board<W> {
 
     /// Nothing is to be written of a tenant any more.
     pub(super) fn unplan(&self, name: &str) {
-        self.lock().planned.remove(name);
+        let mut inner = self.lock();
+        if !inner.waits_for_write(name) {
+            inner.planned.remove(name);
+        }
     }
 
     fn next(&self) -> Option<(String, W)> {
@@ -156,12 +171,14 @@ impl<W> Board<W> {
         loop {
             let name = inner.urgent.pop_front().or_else(|| inner.others.pop_front())?;
             if let Some(planned) = inner.planned.remove(&name) {
+                inner.writing.insert(name.clone(), false);
                 return Some((name, planned.what));
             }
         }
     }
 
-    /// Waits until there is something to write, and takes it out.
+    /// Waits until there is something to write, and takes it out. Until it is [done](Self::done),
+    /// nothing else is written of that tenant.
     pub(super) async fn to_write(&self) -> (String, W) {
         loop {
             if let Some(next) = self.next() {
@@ -174,6 +191,13 @@ impl<W> Board<W> {
     /// A tenant's status was written.
     pub(super) fn wrote(&self, name: &str, now: Instant) {
         self.lock().written.insert(name.to_owned(), now);
+    }
+
+    /// The write of a tenant's status has ended, whatever came of it.
+    pub(super) fn done(&self, name: &str) {
+        if self.lock().writing.remove(name) == Some(true) {
+            self.push(name);
+        }
     }
 
     /// A tenant is gone.
@@ -240,6 +264,30 @@ mod tests {
         assert_eq!(board.to_write().await, ("b".to_owned(), 4));
         assert_eq!(board.to_write().await, ("a".to_owned(), 5));
         assert_eq!(board.next(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_found_during_a_write_is_looked_at_after_it() {
+        let board = Board::default();
+        board.plan("a", 1, true);
+        board.plan("b", 1, true);
+        assert_eq!(board.to_write().await, ("a".to_owned(), 1));
+        board.plan("a", 2, true);
+        board.unplan("b");
+        assert_eq!(board.next(), None, "one at a time, of each");
+        board.wrote("a", Instant::now());
+        assert!(board.take(9, Instant::now()).is_empty());
+        board.done("a");
+        assert_eq!(board.take(9, Instant::now()), ["a"]);
+        board.plan("a", 3, true);
+        assert_eq!(board.to_write().await, ("a".to_owned(), 3));
+        board.unplan("a");
+        board.done("a");
+        assert_eq!(board.take(9, Instant::now()), ["a"], "it may have gone back to what it was");
+        board.plan("a", 4, false);
+        assert_eq!(board.to_write().await, ("a".to_owned(), 4));
+        board.done("a");
+        assert!(board.take(9, Instant::now()).is_empty(), "nobody has looked at it");
     }
 
     #[test]

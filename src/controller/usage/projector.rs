@@ -24,7 +24,7 @@ use crate::{
     database::{MeterKind, MeterSource, Policy as DatabasePolicy},
     metering::{
         ledger::MeterState,
-        usage::{Delivery, Finding, HISTORY_METERS, Limit, MeterTerms, Policy, Terms, Usage, project},
+        usage::{Delivery, HISTORY_METERS, Limit, MeterTerms, Policy, Terms, Usage, project},
     },
 };
 
@@ -47,9 +47,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Write {
     uid: Option<String>,
     metering: TenantMetering,
-    crossings: Vec<Crossing>,
-    /// When the last event happened that this is the first to tell of.
-    news_of: Option<Timestamp>,
+    /// When the last event happened that it tells of.
+    last_event: Option<Timestamp>,
 }
 
 /// Hears which tenants' usage has changed.
@@ -84,8 +83,8 @@ pub(super) fn push(work: &UsageWork, ids: &[String]) {
     ids.iter().filter_map(|id| work.registry.name_of(id)).for_each(|name| work.board.push(&name));
 }
 
-/// Has every tenant looked at, now and every few minutes; and tells all of them when the ledger
-/// is away for long.
+/// Has every tenant looked at: now, every few minutes, and when the ledger has been away for long
+/// or is back.
 pub(super) async fn look_at_all(world: &World, work: &UsageWork) {
     let mut round = interval(ROUND);
     round.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,37 +98,34 @@ pub(super) async fn look_at_all(world: &World, work: &UsageWork) {
             }
             _ = look.tick() => {
                 let away = work.away_long(Timestamp::now());
-                if let Some(since) = away.filter(|_| !said) {
+                if said == away.is_some() {
+                    continue;
+                }
+                if let Some(since) = away {
                     warn!(%since, "the ledger is away for long: Tenants say so");
-                    say_away(world, work, since);
-                } else if away.is_none() && said {
-                    round.reset_immediately();
                 }
-                if said != away.is_some() {
-                    said = away.is_some();
-                    world.stores.servers.state().iter().for_each(|server| world.queues.servers.push(&server.name_any()));
-                }
+                said = away.is_some();
+                round.reset_immediately();
+                world.stores.servers.state().iter().for_each(|server| world.queues.servers.push(&server.name_any()));
             }
         }
     }
 }
 
-fn say_away(world: &World, work: &UsageWork, since: Timestamp) {
+/// Says that the ledger is away for long.
+fn say_away(world: &World, work: &UsageWork, metered: &Metered, since: Timestamp) {
+    let tenant = &metered.tenant;
+    let name = tenant.name_any();
+    // When it is back, everybody is looked at; should that be so at once, by this.
+    work.board.push_at(&name, Instant::now() + PATIENCE);
     let delivery = Delivery { ledger_away: Some(since), ..Delivery::default() };
     let Some(finding) = crate::metering::usage::degraded(&delivery) else { return };
-    for tenant in world.stores.tenants.state() {
-        let Some(metered) = metered(world, &tenant.name_any()).filter(|it| is_written(&it.tenant)) else { continue };
-        plan_away(world, work, &metered, &finding);
-    }
-}
-
-fn plan_away(world: &World, work: &UsageWork, metered: &Metered, finding: &Finding) {
-    let tenant = &metered.tenant;
     let old = current(world, tenant);
-    let new = status::away(&old, finding, Timestamp::now());
-    if new != old {
-        let write = Write { uid: tenant.metadata.uid.clone(), metering: new, crossings: Vec::new(), news_of: None };
-        work.board.plan(&tenant.name_any(), write, false);
+    let new = status::away(&old, &finding, Timestamp::now());
+    if new == old {
+        work.board.unplan(&name);
+    } else {
+        work.board.plan(&name, Write { uid: tenant.metadata.uid.clone(), metering: new, last_event: None }, false);
     }
 }
 
@@ -149,6 +145,10 @@ pub(super) async fn read(world: &World, work: &UsageWork) {
         let found: Vec<_> =
             names.iter().filter_map(|name| metered(world, name)).filter(|it| is_written(&it.tenant)).collect();
         if found.is_empty() {
+            continue;
+        }
+        if let Some(since) = work.away_long(Timestamp::now()) {
+            found.iter().for_each(|metered| say_away(world, work, metered, since));
             continue;
         }
         let ids: Vec<_> = found.iter().map(|metered| metered.place.id.to_string()).collect();
@@ -198,16 +198,10 @@ fn look_at(world: &World, work: &UsageWork, metered: &Metered, states: &[MeterSt
         work.board.push_at(&name, Instant::now() + wait + spread(world.args.usage_interval));
         return;
     }
-    let counted = |metering: &TenantMetering| -> Vec<i64> {
-        metering.usage.iter().flat_map(|usage| usage.meters.iter().map(|meter| meter.current)).collect()
-    };
-    let news_of = states.iter().filter_map(|state| state.occurred_at).max();
-    let said_until = old.usage.as_ref().map(|usage| usage.as_of.0);
     let write = Write {
         uid: metered.tenant.metadata.uid.clone(),
-        crossings: status::crossings(&old, &new),
-        news_of: news_of.filter(|at| counted(&old) != counted(&new) && said_until.is_some_and(|until| *at > until)),
         metering: new,
+        last_event: states.iter().filter_map(|state| state.occurred_at).max(),
     };
     work.board.plan(&name, write, is_urgent);
 }
@@ -279,33 +273,38 @@ pub(super) async fn write(world: &Arc<World>, work: &UsageWork) {
         };
         tokio::select! {
             Some(()) = running.next(), if !running.is_empty() => {}
-            (name, write) = next, if running.len() < AT_A_TIME => running.push(write_one(world, work, name, write)),
+            (name, write) = next, if running.len() < AT_A_TIME => running.push(async {
+                let name = name;
+                write_one(world, work, &name, write).await;
+                work.board.done(&name);
+            }),
         }
     }
 }
 
-async fn write_one(world: &World, work: &UsageWork, name: String, write: Write) {
-    let Some(tenant) = world.stores.tenants.get(&ObjectRef::<Tenant>::new(&name)) else { return };
-    if tenant.metadata.uid != write.uid || !is_written(&tenant) {
+async fn write_one(world: &World, work: &UsageWork, name: &str, write: Write) {
+    let Write { uid, metering, last_event } = write;
+    let Some(tenant) = world.stores.tenants.get(&ObjectRef::<Tenant>::new(name)) else { return };
+    if tenant.metadata.uid != uid || !is_written(&tenant) {
         return;
     }
-    let uid = tenant.metadata.uid.as_deref().unwrap_or_default();
+    let (old, uid) = (current(world, &tenant), uid.unwrap_or_default());
     let statuses = &world.statuses.metering;
     // Before it is sent: the watch may be faster than the answer.
-    lock(&work.written).insert(uid.to_owned(), hash(&write.metering));
-    let written = statuses.write(world.cluster.client(), &*tenant, tenant.status.as_ref(), &write.metering).await;
-    statuses.settle(uid);
+    lock(&work.written).insert(uid.clone(), hash(&metering));
+    let written = statuses.write(world.cluster.client(), &*tenant, tenant.status.as_ref(), &metering).await;
+    statuses.settle(&uid);
     match written {
         Ok(true) => {
-            work.board.wrote(&name, Instant::now());
-            let lag = write.news_of.map(|at| Timestamp::now().duration_since(at).unsigned_abs());
-            world.metrics.usage_written(lag);
-            write.crossings.iter().for_each(|crossing| say(world, &tenant, crossing));
+            work.board.wrote(name, Instant::now());
+            let news_of = last_event.filter(|at| status::is_news(&old, &metering, *at));
+            world.metrics.usage_written(news_of.map(|at| Timestamp::now().duration_since(at).unsigned_abs()));
+            status::crossings(&old, &metering).iter().for_each(|crossing| say(world, &tenant, crossing));
         }
         Ok(false) => {}
         Err(error) => {
             warn!(tenant = name, %error, "usage can't be written into the status; it is tried again");
-            work.board.push_at(&name, Instant::now() + AGAIN + spread(AGAIN));
+            work.board.push_at(name, Instant::now() + AGAIN + spread(AGAIN));
         }
     }
 }

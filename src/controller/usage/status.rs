@@ -152,6 +152,14 @@ fn share_before(usage: &TenantUsage, meter: &str) -> Share {
     usage.meters.iter().find(|it| it.name == meter).map_or(Share::Below, share)
 }
 
+/// Whether a status is the first to tell of an event that happened then.
+pub(super) fn is_news(old: &TenantMetering, new: &TenantMetering, at: Timestamp) -> bool {
+    let counted = |metering: &TenantMetering| -> Vec<i64> {
+        metering.usage.iter().flat_map(|usage| usage.meters.iter().map(|meter| meter.current)).collect()
+    };
+    counted(old) != counted(new) && old.usage.as_ref().is_some_and(|usage| at > usage.as_of.0)
+}
+
 /// A meter that has come nearer to its limit than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Crossing {
