@@ -66,8 +66,6 @@ pub struct Postgres {
 const ADMIN: &str = "tenantry_admin";
 const SUPERUSER: &str = "postgres";
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How often a lost race for a free port is run again.
-const PORT_TRIES: usize = 5;
 
 impl Postgres {
     /// Starts a server and waits until it takes connections (about a second). Blocks;
@@ -110,7 +108,7 @@ impl Postgres {
         let admin_password = text::secret();
         initialise(&programs, &account, &data, &[(SUPERUSER, &superuser_password), (ADMIN, &admin_password)])?;
         configure(&home, &data, options)?;
-        let (process, port) = start_on_a_port(&programs, &account, &data, log, options.port)?;
+        let (process, port) = start_process(&programs, &account, &data, log, options.port)?;
         Ok(Postgres {
             process,
             data,
@@ -345,37 +343,24 @@ fn configure(home: &Path, data: &Path, options: &PostgresOptions) -> Result<(), 
     fs::write(&path, rules).map_err(Error::file("write", &path))
 }
 
-fn start_on_a_port(
+fn start_process(
     programs: &PostgresPrograms,
     account: &Account,
     data: &Path,
     log: &Path,
     wanted: Option<u16>,
 ) -> Result<(Process, u16), Error> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let port = ports::choose("PostgreSQL", wanted)?;
-        let mut spec = Spec::new("postgres", programs.program("postgres"), log.to_owned());
-        spec = spec.args([OsString::from("-D"), data.into(), "-p".into(), port.to_string().into()]);
-        spec.user = account.name().map(ToOwned::to_owned);
-        // Fast shutdown: sessions are ended.
-        spec.stop_signal = Signal::INT;
-        let process = Process::start(spec)?;
-        match await_ready(&process, data) {
-            Ok(()) => return Ok((process, port)),
-            Err(Error::Died { tail, .. }) if tail.contains("could not bind") => match wanted {
-                Some(port) => {
-                    return Err(Error::PortTaken { program: "PostgreSQL".into(), port });
-                }
-                None if tries < PORT_TRIES => {}
-                None => {
-                    return Err(Error::PortTaken { program: "PostgreSQL".into(), port });
-                }
-            },
-            Err(error) => return Err(error),
-        }
-    }
+    let port = ports::choose("PostgreSQL", wanted)?;
+    let number = port.number();
+    let mut spec = Spec::new("postgres", programs.program("postgres"), log.to_owned());
+    spec = spec.args([OsString::from("-D"), data.into(), "-p".into(), number.to_string().into()]);
+    spec.user = account.name().map(ToOwned::to_owned);
+    // Fast shutdown: sessions are ended.
+    spec.stop_signal = Signal::INT;
+    spec.port = Some(port);
+    let process = Process::start(spec)?;
+    await_ready(&process, data)?;
+    Ok((process, number))
 }
 
 /// Waits for the postmaster to say that it is ready, as pg_ctl does.

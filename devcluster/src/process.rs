@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::Error;
+use crate::{Error, ports::Port};
 
 /// How long a program may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
@@ -37,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) user: Option<String>,
     /// The signal that asks the program to end.
     pub(crate) stop_signal: Signal,
+    /// Where it listens: held for it, also while it is away.
+    pub(crate) port: Option<Port>,
 }
 
 impl Spec {
@@ -50,6 +52,7 @@ impl Spec {
             env: Vec::new(),
             user: None,
             stop_signal: Signal::TERM,
+            port: None,
         }
     }
 

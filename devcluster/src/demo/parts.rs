@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use super::{NAMESPACE, http};
 use crate::plane::boot;
-use crate::{Admin, Devcluster, Error, Process, kubeconfig, pki, ports};
+use crate::ports::{self, Port};
+use crate::{Admin, Devcluster, Error, Process, kubeconfig, pki};
 
 /// The ServiceAccount of relays, and for whom its tokens are.
 const RELAY: &str = "relay";
@@ -41,6 +42,8 @@ pub(super) struct Parts {
     port: u16,
     /// Where it takes usage events.
     api_port: u16,
+    /// Held for them, also while one is away.
+    held: Vec<Port>,
 }
 
 impl Parts {
@@ -58,8 +61,9 @@ impl Parts {
             let operator = ground.service_account_kubeconfig(NAMESPACE, "tenantry").await?;
             Ok((operator, ground.service_account_kubeconfig(NAMESPACE, "demo-agent").await?))
         })?;
-        let (port, crm_port) = (ports::choose("the operator", None)?, ports::choose("the CRM", None)?);
-        let api_port = ports::choose("the operator's API", None)?;
+        let held_port = |program| ports::choose(program, None);
+        let held = [held_port("the operator")?, held_port("the CRM")?, held_port("the operator's API")?];
+        let [port, crm_port, api_port] = held.each_ref().map(Port::number);
         let agent_folder = folder.join("agent");
         fs::create_dir_all(&agent_folder).map_err(Error::file("make", &agent_folder))?;
         let tenants_dir = agent_folder.to_string_lossy();
@@ -85,7 +89,7 @@ impl Parts {
         ground.set_env("CRM_URL", &format!("http://127.0.0.1:{crm_port}"))?;
         ground.set_env("TENANTRY_API_URL", &format!("http://127.0.0.1:{api_port}"))?;
         ground.set_env("TENANTRY_LEDGER_URL", ledger)?;
-        let parts = Self { operator, agent, crm, relay: None, crm_port, port, api_port };
+        let parts = Self { operator, agent, crm, relay: None, crm_port, port, api_port, held: held.into() };
         parts.tell_pids(ground)?;
         Ok(parts)
     }
@@ -106,7 +110,9 @@ impl Parts {
         })?;
         let token_file = folder.join("relay-token");
         pki::write_private(&token_file, &token)?;
-        let port = ports::choose("the relay", None)?;
+        let held = ports::choose("the relay", None)?;
+        let port = held.number();
+        self.held.push(held);
         let (listen, api) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{}", self.api_port));
         let token_file = token_file.to_string_lossy();
         let arguments = ["relay", "--server", server, "--namespace", &namespace, "--listen", &listen];

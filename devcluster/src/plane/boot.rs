@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// Waits for the API server, starts its clients, and sets the cluster up. Runs on a
 /// thread and runtime of its own: the caller may be inside a runtime or not.
-pub(super) fn run(setting: &Setting<'_>, mut plane: ControlPlane, ports: Ports) -> Result<ControlPlane, Error> {
+pub(super) fn run(setting: &Setting<'_>, mut plane: ControlPlane, ports: &Ports) -> Result<ControlPlane, Error> {
     blocking(async {
         let client = kubeconfig::client(&setting.dir.join("kubeconfig")).await?;
         unless_dead(&plane.all(), "the API server", answers(&client, "/readyz")).await?;
@@ -45,8 +45,8 @@ pub(super) fn run(setting: &Setting<'_>, mut plane: ControlPlane, ports: Ports) 
                 gateway_api,
                 nodes(&client, setting.options.nodes),
                 default_service_account(&client),
-                healthy(setting, ports.controller_manager, "/healthz"),
-                healthy(setting, ports.scheduler, "/readyz"),
+                healthy(setting, ports.controller_manager.number(), "/healthz"),
+                healthy(setting, ports.scheduler.number(), "/readyz"),
             )
             .map(drop)
         };
