@@ -2,7 +2,7 @@
 //! tier that its plan pays for.
 //!
 //! Data flows one way: watch, observe, desired (pure), apply, status. A module may use only
-//! what stands before it in the line api, term, postgres and event, desired and billing, cluster, database and metering,
+//! what stands before it in the line api, term, tls, postgres and event, desired and billing, cluster, database and metering,
 //! controller and relay and agent and web, cli; a test holds them to it.
 
 pub mod agent;
@@ -19,4 +19,5 @@ pub mod metering;
 pub mod postgres;
 pub mod relay;
 pub mod term;
+pub mod tls;
 pub mod web;

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
 use tenantry::{
     agent, cli, controller, crds, relay,
-    web::{Api, ApiSettings, Web},
+    web::{Api, ApiSettings, Tls, TlsFiles, Web},
 };
 use tokio::{
     runtime::Builder,
@@ -104,7 +104,7 @@ fn start_log(cli: &Cli) -> anyhow::Result<()> {
 
 async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
     let web = Web::bind(args.listen).await?;
-    let api = if args.ledger_url.is_some() { Some(Api::bind(args.api_listen).await?) } else { None };
+    let api = if args.ledger_url.is_some() { Some(bind_api(&args).await?) } else { None };
     let config = Config::infer().await.context("find a cluster: set KUBECONFIG, or run in a pod")?;
     let end = ended()?;
     let asked = async move {
@@ -140,6 +140,17 @@ async fn operator(args: controller::OperatorArgs) -> anyhow::Result<()> {
         serving.await?
     };
     tokio::time::timeout(LAST_ANSWERS, answered).await.unwrap_or(Ok(()))
+}
+
+/// Takes the API's address, with TLS where there is a certificate.
+async fn bind_api(args: &controller::OperatorArgs) -> anyhow::Result<Api> {
+    let files = args.api_tls_cert.clone().zip(args.api_tls_key.clone());
+    let tls = files.map(|(certificate, key)| Tls::load(TlsFiles { certificate, key })).transpose()?;
+    let api = Api::bind(args.api_listen).await?;
+    Ok(match tls {
+        Some(tls) => api.with_tls(tls),
+        None => api,
+    })
 }
 
 /// Ready when the process is asked to end.

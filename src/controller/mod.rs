@@ -1,6 +1,7 @@
 //! The operator: watches the group's resources and brings cluster and databases to what
 //! they say.
 
+mod api_ca;
 mod application;
 mod bulkheads;
 mod changes;
@@ -63,6 +64,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use self::{
+    api_ca::ApiCa,
     bulkheads::Bulkheads,
     databases::Databases,
     events::Events,
@@ -202,6 +204,8 @@ pub async fn start(
 ) -> anyhow::Result<(Operator, impl Future<Output = anyhow::Result<()>>)> {
     let lease = args.lease()?;
     let ledger = args.ledger()?;
+    // Without a ledger there are neither API nor relays.
+    let api_ca = ledger.as_ref().and(args.api_ca.clone()).map(ApiCa::load).transpose()?;
     let term = if lease.is_some() { Term::of_standby() } else { Term::unlimited() };
     let calls = Calls::default();
     let client = |term: Option<Term>| {
@@ -256,6 +260,7 @@ pub async fn start(
         statuses: AllStatuses::default(),
         databases: Databases::default(),
         ledger: ledger.clone(),
+        api_ca,
         bulkheads: Bulkheads::default(),
         shared: Shared::default(),
         migrations: MigrationRuns::default(),
@@ -272,6 +277,7 @@ pub async fn start(
         stop: stop_asked,
         args,
     });
+    tokio::spawn(api_ca::keep(Arc::clone(&world)));
     let writers = Writers {
         tenants: tenants_writer,
         plans: plans_writer,

@@ -12,6 +12,7 @@ use kube::ResourceExt as _;
 use serde_json::Value;
 
 use super::{
+    api_ca::ApiCa,
     databases::Connected,
     failure::{Class, Failure},
     namespaces,
@@ -46,7 +47,14 @@ pub(super) async fn ensure(server: &DatabaseServer, world: &Arc<World>) -> Resul
         }
         return Ok(None);
     };
-    let input = RelayInput { server, settings: &world.settings, relay: &relay, api_server: &world.api_server() };
+    let api_ca = world.api_ca.as_ref().map(ApiCa::pem);
+    let input = RelayInput {
+        server,
+        settings: &world.settings,
+        relay: &relay,
+        api_server: &world.api_server(),
+        api_ca: api_ca.as_deref(),
+    };
     let namespace = naming::relay_namespace(&name);
     let mut namespaced = Namespaced::new(world, Owner::Server(name.clone()), &namespace);
     namespaced.apply(relay_objects(&input)).await?;

@@ -1,6 +1,6 @@
 //! The operator's flags.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 
@@ -65,7 +65,7 @@ pub struct OperatorArgs {
     /// Requests and limits of a relay, as JSON: {"requests": {"cpu": "50m"}, "limits": {"memory": "256Mi"}}
     #[arg(long, env = "TENANTRY_RELAY_RESOURCES", value_parser = resources)]
     pub relay_resources: Option<crate::api::Resources>,
-    /// Where relays reach the operator's API [default: http://tenantry.NAMESPACE.svc:8081]
+    /// Where relays reach the operator's API [default: http://tenantry.NAMESPACE.svc:8081, or https:// with --api-tls-cert]
     #[arg(long, env = "TENANTRY_RELAY_API_URL")]
     pub relay_api_url: Option<String>,
     /// How many of a tenant's usage events may wait in its database before the older ones are folded: one per meter and day then
@@ -143,6 +143,15 @@ pub struct OperatorArgs {
     /// Where usage events are taken, by leader and standbys alike
     #[arg(long, env = "TENANTRY_API_LISTEN", default_value = "0.0.0.0:8081")]
     pub api_listen: SocketAddr,
+    /// The API's certificate, followed by those between it and its CA, as PEM: the API serves TLS alone. It is read again as it is renewed
+    #[arg(long, env = "TENANTRY_API_TLS_CERT", value_name = "FILE", requires = "api_tls_key")]
+    pub api_tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, as PEM; read again with it
+    #[arg(long, env = "TENANTRY_API_TLS_KEY", value_name = "FILE", requires = "api_tls_cert")]
+    pub api_tls_key: Option<PathBuf>,
+    /// The certificates that the API's is signed by, as PEM, which relays are given; read again as it is renewed [default: those that the relays' system trusts]
+    #[arg(long, env = "TENANTRY_API_CA", value_name = "FILE")]
+    pub api_ca: Option<PathBuf>,
     /// How old a usage event may be: 35 days at most, since the ledger forgets after 90 which ones it has counted
     #[arg(long, env = "TENANTRY_ACCEPT_WINDOW", default_value = "35d", value_parser = duration)]
     pub accept_window: Duration,
@@ -179,7 +188,8 @@ impl OperatorArgs {
     /// What relays are made from; nothing where nothing is metered.
     pub(super) fn relay(&self) -> Option<desired::RelaySettings> {
         self.ledger_url.as_ref()?;
-        let own = || format!("http://tenantry.{}.svc:8081", self.namespace);
+        let scheme = if self.api_tls_cert.is_some() { "https" } else { "http" };
+        let own = || format!("{scheme}://tenantry.{}.svc:8081", self.namespace);
         Some(desired::RelaySettings {
             image: self.relay_image.clone(),
             pull_policy: self.relay_pull_policy.clone(),
@@ -281,6 +291,16 @@ mod tests {
             }
         }
         assert!(args(&["--accept-window", "400d"]).ledger().expect("no ledger").is_none());
+    }
+
+    #[test]
+    fn relays_come_with_tls_where_the_api_has_a_certificate() {
+        let url = |more: &[&str]| args(&[&["--ledger-url", URL], more].concat()).relay().expect("relays").api_url;
+        let tls = ["--api-tls-cert", "tls.crt", "--api-tls-key", "tls.key"];
+        assert_eq!(url(&[]), "http://tenantry.tenantry-system.svc:8081");
+        assert_eq!(url(&tls), "https://tenantry.tenantry-system.svc:8081");
+        let chosen = "https://usage.example.com";
+        assert_eq!(url(&[&tls[..], &["--relay-api-url", chosen]].concat()), chosen);
     }
 
     #[test]

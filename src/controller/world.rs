@@ -18,6 +18,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
+    api_ca::ApiCa,
     bulkheads::Bulkheads,
     databases::Databases,
     definitions::Definitions,
@@ -63,6 +64,8 @@ pub(super) struct World {
     pub(super) databases: Databases,
     /// Where usage goes; nothing where nothing is metered.
     pub(super) ledger: Option<Ledger>,
+    /// Whom relays trust as the API; the system's certificates where there is none.
+    pub(super) api_ca: Option<ApiCa>,
     pub(super) bulkheads: Bulkheads,
     pub(super) shared: Shared,
     pub(super) migrations: MigrationRuns,

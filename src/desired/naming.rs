@@ -22,6 +22,8 @@ pub const OWNER_ROLE: &str = "tenantry-owner";
 pub const WORKLOAD_ACCOUNT: &str = "tenantry-workload";
 /// The ConfigMap that tells a tenant's pods its plan and host.
 pub const FACTS: &str = "tenantry-tenant";
+/// The ConfigMap that tells a relay whom to trust as the operator's API, and the volume that has it.
+pub const API_CA: &str = "api-ca";
 /// Containers and volumes whose names begin so are the operator's.
 pub const RESERVED_PREFIX: &str = "tenantry-";
 /// Where the tenants' credentials are in a pod.

@@ -8,8 +8,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Container, ContainerPort, EnvVar, HTTPGetAction, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, TopologySpreadConstraint,
+            ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction, PodSecurityContext,
+            PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, TopologySpreadConstraint, Volume,
         },
         networking::v1::{
             IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
@@ -38,6 +38,11 @@ use crate::api::{DatabaseServer, Resources};
 
 /// Where the relay finds the token for the operator's API.
 const API_TOKEN_DIR: &str = "/var/run/secrets/tenantry";
+/// Where it finds whom to trust as that API: a folder, since a file that is mounted alone is never
+/// renewed.
+const API_CA_DIR: &str = "/etc/tenantry/api-ca";
+/// The file in it, and the key of the ConfigMap.
+const API_CA_FILE: &str = "ca.crt";
 /// The port of its health and metrics.
 const HTTP: i32 = 8_080;
 /// How long the relay may take to end: batches that are under way are settled within 20 s.
@@ -73,6 +78,8 @@ pub struct RelayInput<'a> {
     pub relay: &'a RelaySettings,
     /// Where the relay reaches the API server: the endpoints behind Service `kubernetes`.
     pub api_server: &'a [(IpAddr, u16)],
+    /// The certificates that the operator's API is signed by, as PEM; the system's when left out.
+    pub api_ca: Option<&'a str>,
 }
 
 /// What a relay's Secret is made from. (Not `Debug`: it has a password.)
@@ -107,6 +114,7 @@ pub fn relay_objects(input: &RelayInput<'_>) -> Vec<Object> {
         .chain(scope.relay())
         .chain(relay.policies())
         .chain(relay.disruption_budget())
+        .chain(relay.api_ca())
         .chain([relay.deployment()])
         .collect()
 }
@@ -162,6 +170,17 @@ impl Relay<'_> {
         ObjectMeta { labels: Some(self.pod_labels()), ..self.scope.metadata(RELAY) }
     }
 
+    /// Whom it trusts as the operator's API. The relay reads it again, so that a renewal changes no
+    /// pod template.
+    fn api_ca(&self) -> Option<Object> {
+        let map = ConfigMap {
+            metadata: self.scope.metadata(naming::API_CA),
+            data: Some(BTreeMap::from([(API_CA_FILE.to_owned(), self.input.api_ca?.to_owned())])),
+            ..ConfigMap::default()
+        };
+        Some(Object::typed(Kind::ConfigMap, &map))
+    }
+
     fn deployment(&self) -> Object {
         let deployment = Deployment {
             metadata: self.metadata(),
@@ -188,6 +207,16 @@ impl Relay<'_> {
     }
 
     fn pod(&self) -> PodSpec {
+        let api_ca = self.input.api_ca.map(|_| Volume {
+            name: naming::API_CA.to_owned(),
+            config_map: Some(ConfigMapVolumeSource {
+                name: naming::API_CA.to_owned(),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..Volume::default()
+        });
+        let tokens =
+            [token_volume("api-server-token"), projected("api-token", vec![token_projection(Some(naming::AUDIENCE))])];
         PodSpec {
             service_account_name: Some(RELAY.to_owned()),
             automount_service_account_token: Some(false),
@@ -201,10 +230,7 @@ impl Relay<'_> {
                 ..PodSecurityContext::default()
             }),
             containers: vec![self.container()],
-            volumes: Some(vec![
-                token_volume("api-server-token"),
-                projected("api-token", vec![token_projection(Some(naming::AUDIENCE))]),
-            ]),
+            volumes: Some(tokens.into_iter().chain(api_ca).collect()),
             topology_spread_constraints: Some(vec![TopologySpreadConstraint {
                 max_skew: 1,
                 topology_key: "kubernetes.io/hostname".to_owned(),
@@ -223,17 +249,21 @@ impl Relay<'_> {
             value: Some(value.to_owned()),
             ..EnvVar::default()
         };
+        let api_ca = self.input.api_ca;
+        let ca_file = api_ca.map(|_| variable("TENANTRY_RELAY_API_CA", &format!("{API_CA_DIR}/{API_CA_FILE}")));
+        let variables = [
+            variable("TENANTRY_RELAY_SERVER", self.server),
+            variable("TENANTRY_RELAY_NAMESPACE", self.scope.namespace),
+            variable("TENANTRY_RELAY_API_URL", api_url),
+            variable("TENANTRY_RELAY_TOKEN_FILE", &format!("{API_TOKEN_DIR}/token")),
+        ];
+        let mounts = [mount("api-server-token", TOKEN_DIR, true), mount("api-token", API_TOKEN_DIR, true)];
         Container {
             name: RELAY.to_owned(),
             image: Some(image.clone()),
             image_pull_policy: pull_policy.clone(),
             args: Some(vec!["relay".to_owned()]),
-            env: Some(vec![
-                variable("TENANTRY_RELAY_SERVER", self.server),
-                variable("TENANTRY_RELAY_NAMESPACE", self.scope.namespace),
-                variable("TENANTRY_RELAY_API_URL", api_url),
-                variable("TENANTRY_RELAY_TOKEN_FILE", &format!("{API_TOKEN_DIR}/token")),
-            ]),
+            env: Some(variables.into_iter().chain(ca_file).collect()),
             ports: Some(vec![ContainerPort {
                 name: Some("http".to_owned()),
                 container_port: HTTP,
@@ -244,10 +274,9 @@ impl Relay<'_> {
             readiness_probe: Some(probe("/readyz", 5)),
             resources: Some(self.resources()),
             security_context: Some(sidecar::security()),
-            volume_mounts: Some(vec![
-                mount("api-server-token", TOKEN_DIR, true),
-                mount("api-token", API_TOKEN_DIR, true),
-            ]),
+            volume_mounts: Some(
+                mounts.into_iter().chain(api_ca.map(|_| mount(naming::API_CA, API_CA_DIR, true))).collect(),
+            ),
             ..Container::default()
         }
     }

@@ -77,6 +77,8 @@ pub struct Counts {
     batch_events: Histogram,
     waiting: Gauge,
     away: Gauge,
+    certificate_expires: Gauge,
+    certificate_failures: Counter,
 }
 
 impl Default for Counts {
@@ -92,6 +94,8 @@ impl Default for Counts {
             batch_events: Histogram::new(SIZES),
             waiting: Gauge::default(),
             away: Gauge::default(),
+            certificate_expires: Gauge::default(),
+            certificate_failures: Counter::default(),
         }
     }
 }
@@ -133,6 +137,11 @@ impl Counts {
         registry.register("ingest_batch_events", "Events in a batch for the ledger", self.batch_events.clone());
         registry.register("ingest_queue_events", "Events that wait for the ledger", self.waiting.clone());
         registry.register("ledger_away", "1 while the ledger can't be used", self.away.clone());
+        let expires = "When the metering API's certificate ends, in seconds since 1970; 0 without TLS";
+        let name = "api_certificate_expiry_timestamp_seconds";
+        registry.register(name, expires, self.certificate_expires.clone());
+        let failures = "Looks at the files of the metering API's certificate that found one of no use";
+        registry.register("api_certificate_failures", failures, self.certificate_failures.clone());
     }
 
     /// Counts what became of events, as it is answered.
@@ -183,5 +192,14 @@ impl Counts {
     /// Says whether the ledger can be used.
     pub fn ledger_away(&self, away: bool) {
         self.away.set(i64::from(away));
+    }
+    /// Says when the API's certificate ends, in seconds since 1970.
+    pub fn certificate_expires(&self, at: i64) {
+        self.certificate_expires.set(at);
+    }
+
+    /// Counts a look at the files of the API's certificate that found one of no use.
+    pub fn certificate_failed(&self) {
+        self.certificate_failures.inc();
     }
 }

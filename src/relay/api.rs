@@ -3,21 +3,19 @@
 //!
 //! hyper's client, which kube brings anyway: with it nothing is compiled that isn't already.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use jiff::Timestamp;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 
 use super::token::Token;
+use super::trust::{Connector, Trust};
 use super::{Error, Options};
 use crate::metering::event::Answer;
 
@@ -53,7 +51,7 @@ pub(super) enum Reply {
 
 /// A client of the API.
 pub(super) struct Api {
-    http: Client<HttpsConnector<HttpConnector>, Body>,
+    http: Client<Connector, Body>,
     url: Uri,
     token: Token,
     timeout: Duration,
@@ -61,21 +59,17 @@ pub(super) struct Api {
 
 impl Api {
     pub(super) fn new(options: &Options) -> Result<Self, Error> {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(options.timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(options)?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
+        let url = url(&options.api_url)?;
+        let trust = Arc::new(Trust::new(options.api_ca.clone(), url.scheme_str() == Some("https"))?);
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(options.timeout));
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(options.concurrency)
-            .build(connector);
-        let url = url(&options.api_url)?;
+            .build(Connector { http, trust });
         Ok(Self { http, url, token: Token::new(options.token_file.clone()), timeout: options.timeout })
     }
 
@@ -130,6 +124,7 @@ impl Api {
                     StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                         "; is --api-url that of the operator's API?"
                     }
+                    StatusCode::MISDIRECTED_REQUEST => "; the API speaks TLS: --api-url is to begin with https://",
                     _ => "",
                 };
                 Reply::Away { error: format!("{} answered {}{advice}", self.url, text()), pause: retry_after(headers) }
@@ -156,31 +151,6 @@ fn url(base: &str) -> Result<Uri, Error> {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(url),
         _ => Err(wrong("names no scheme and host")),
     }
-}
-
-/// Trusts the certificates of the file, or else those of the system.
-fn tls(options: &Options) -> Result<ClientConfig, Error> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = &options.ca_file {
-        let wrong = |error: String| Error::Ca(format!("--ca-file {}: {error}", path.display()));
-        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| wrong(format!("is not PEM: {error}")))?;
-            roots.add(certificate).map_err(|error| wrong(format!("holds no usable certificate: {error}")))?;
-        }
-        if roots.is_empty() {
-            return Err(wrong("holds no certificate".to_owned()));
-        }
-    } else if options.api_url.starts_with("https:") {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            return Err(Error::Ca("the system trusts no certificate: name the API's CA with --ca-file".to_owned()));
-        }
-    }
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| Error::Ca(format!("TLS can't be set up: {error}")))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// An error and what caused it, in one line.

@@ -22,6 +22,7 @@ mod listen;
 mod metrics;
 mod send;
 mod token;
+mod trust;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -47,7 +48,7 @@ pub struct Args {
     #[arg(long, env = "TENANTRY_RELAY_SERVER", value_name = "NAME")]
     pub server: String,
 
-    /// Where the operator's API is, such as http://tenantry-api.tenantry-system:8081
+    /// Where the operator's API is, such as https://tenantry.tenantry-system.svc:8081
     #[arg(long, env = "TENANTRY_RELAY_API_URL", value_name = "URL")]
     pub api_url: String,
 
@@ -60,9 +61,9 @@ pub struct Args {
     )]
     pub token_file: PathBuf,
 
-    /// File with the certificates that the API's is signed by [default: those that the system trusts]
-    #[arg(long, env = "TENANTRY_RELAY_CA_FILE", value_name = "FILE")]
-    pub ca_file: Option<PathBuf>,
+    /// File with the certificates that the API's is signed by, as PEM; it is read again as it is renewed [default: those that the system trusts]
+    #[arg(long, env = "TENANTRY_RELAY_API_CA", value_name = "FILE")]
+    pub api_ca: Option<PathBuf>,
 
     /// Namespace with the databases' Secrets [default: the pod's own, or that of the kubeconfig's context]
     #[arg(long, env = "TENANTRY_RELAY_NAMESPACE", value_name = "NS")]
@@ -109,7 +110,7 @@ pub struct Options {
     /// The file with the token.
     pub token_file: PathBuf,
     /// The file with the certificates to trust.
-    pub ca_file: Option<PathBuf>,
+    pub api_ca: Option<PathBuf>,
     /// Where health and metrics are served.
     pub listen: SocketAddr,
     /// How many events are sent at a time.
@@ -188,7 +189,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()>) -> Result<(), E
         namespace: args.namespace.unwrap_or_else(|| config.default_namespace.clone()),
         api_url: args.api_url,
         token_file: args.token_file,
-        ca_file: args.ca_file,
+        api_ca: args.api_ca,
         listen: args.listen,
         batch: args.batch,
         lease: Duration::from_secs(args.lease_seconds),

@@ -4,6 +4,7 @@ mod callers;
 mod connections;
 mod events;
 mod shares;
+mod tls;
 mod trouble;
 mod usage;
 
@@ -13,7 +14,10 @@ use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        StatusCode,
+        header::{CONNECTION, CONTENT_TYPE},
+    },
     response::IntoResponse,
     routing::{get, post},
 };
@@ -21,10 +25,11 @@ use kube::Client;
 use tokio::net::TcpListener;
 
 pub use events::ApiSettings;
+pub use tls::{Tls, TlsFiles};
 pub use trouble::Problem;
 pub use usage::{ReadingCondition, UsageReading};
 
-use self::{callers::Callers, events::Events, usage::Readings};
+use self::{callers::Callers, connections::Service, events::Events, usage::Readings};
 use crate::{
     controller::Operator,
     metering::{counts::Counts, known::Known, store::Store},
@@ -80,6 +85,7 @@ impl Web {
 /// Where usage events are taken, and usage is read.
 pub struct Api {
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Api {
@@ -92,7 +98,13 @@ impl Api {
         let listener =
             listener.with_context(|| format!("listen on {address}: choose another address with --api-listen"))?;
         tracing::info!(address = %listener.local_addr()?, "the API listens");
-        Ok(Self { listener })
+        Ok(Self { listener, tls: None })
+    }
+
+    /// Serves TLS alone.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(Arc::new(tls)), ..self }
     }
 
     /// The address.
@@ -118,6 +130,8 @@ impl Api {
         let readings = Readings::new(store.clone(), Arc::clone(&callers), Arc::clone(&known), counts.clone(), settings);
         let readings =
             Router::new().route("/v1/tenants/{name}/usage", get(usage::get_usage::<S>)).with_state(Arc::new(readings));
+        let without_tls = without_tls(counts.clone());
+        let tls_counts = counts.clone();
         let router = Router::new()
             .route("/v1/events", post(events::post_events::<S>))
             .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
@@ -127,8 +141,27 @@ impl Api {
             })
             .with_state(Arc::new(Events::new(store, callers, known, counts, settings)))
             .merge(readings);
-        connections::serve(self.listener, router, shutdown).await;
+        let service = Service { router, tls: self.tls.clone(), without_tls };
+        let serving = connections::serve(self.listener, service, shutdown);
+        match self.tls {
+            Some(tls) => tokio::select! {
+                () = serving => {}
+                () = tls.keep(&tls_counts) => {}
+            },
+            None => serving.await,
+        }
     }
+}
+
+/// What is answered to plain HTTP where TLS is on. It is no answer to a batch: a relay that doesn't
+/// know yet that TLS was switched on keeps its events (RFC 9110, 15.5.20).
+fn without_tls(counts: Counts) -> Router {
+    Router::new().fallback(async move || {
+        counts.request(StatusCode::MISDIRECTED_REQUEST.as_u16());
+        let message = "the API speaks TLS here: use https://. What came was sent in clear".to_owned();
+        let problem = Problem { reason: "PlainHttp".to_owned(), message };
+        (StatusCode::MISDIRECTED_REQUEST, [(CONNECTION, "close")], Json(problem))
+    })
 }
 
 async fn readyz(State(operator): State<Operator>) -> impl IntoResponse {

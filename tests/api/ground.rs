@@ -29,10 +29,10 @@ use tenantry::{
         judge::Window,
         ledger::{Ledger, LedgerTenant, MeterDefinition, MeterState, Placement},
     },
-    web::{Api, ApiSettings, OPENAPI},
+    web::{Api, ApiSettings, OPENAPI, Tls},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     sync::{OnceCell, oneshot},
     task::JoinHandle,
@@ -121,6 +121,16 @@ impl Ground {
 
     /// With this client for the review of tokens.
     pub async fn asking(postgres: &Postgres, settings: ApiSettings, client: Client) -> Self {
+        Self::start(postgres, settings, client, None).await
+    }
+
+    /// Over TLS.
+    pub async fn secured(tls: Tls) -> Self {
+        let client = tokio::task::spawn_blocking(cluster).await.expect("a cluster").client().await.expect("a client");
+        Self::start(shared_server().await, settings(), client, Some(tls)).await
+    }
+
+    async fn start(postgres: &Postgres, settings: ApiSettings, client: Client, tls: Option<Tls>) -> Self {
         let database = format!("ledger_{}", number());
         create(postgres, &database, "ledger_template").await;
         let ledger = Ledger::new(&postgres.url(LOGIN, PASSWORD, &database), 8).expect("a ledger");
@@ -128,6 +138,10 @@ impl Ground {
         let mut metrics = Registry::default();
         counts.register(&mut metrics);
         let api = Api::bind("127.0.0.1:0".parse().expect("an address")).await.expect("a port");
+        let api = match tls {
+            Some(tls) => api.with_tls(tls),
+            None => api,
+        };
         let address = api.address().expect("an address");
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(api.serve(ledger.clone(), client, counts, settings, async {
@@ -235,7 +249,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub async fn read(stream: &mut TcpStream) -> Self {
+    pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Self {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.expect("an answer");
         let text = String::from_utf8(bytes).expect("text");

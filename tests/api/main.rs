@@ -10,3 +10,4 @@ mod outages;
 mod pressure;
 mod reading;
 mod rights;
+mod tls;

@@ -84,7 +84,7 @@ pub fn relay_settings() -> RelaySettings {
 /// All objects of a server's relay, but its Secrets.
 pub fn build_relay(server: &DatabaseServer) -> Vec<Object> {
     let (settings, relay) = (settings(), relay_settings());
-    relay_objects(&RelayInput { server, settings: &settings, relay: &relay, api_server: &API_SERVER })
+    relay_objects(&RelayInput { server, settings: &settings, relay: &relay, api_server: &API_SERVER, api_ca: None })
 }
 
 pub fn shared() -> Vec<SharedContent> {

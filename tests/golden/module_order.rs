@@ -6,9 +6,10 @@ use std::{
 };
 
 /// Each module with the modules that it may use, beside itself.
-const ORDER: [(&str, &[&str]); 15] = [
+const ORDER: [(&str, &[&str]); 16] = [
     ("api", &[]),
     ("term", &[]),
+    ("tls", &[]),
     ("postgres", &[]),
     ("billing", &[]),
     ("event", &[]),
@@ -17,10 +18,10 @@ const ORDER: [(&str, &[&str]); 15] = [
     ("cluster", &["api", "term", "desired"]),
     ("database", &["term", "postgres", "event"]),
     ("metering", &["billing", "desired", "postgres", "event"]),
-    ("controller", &["api", "term", "billing", "event", "desired", "cluster", "database", "metering"]),
-    ("relay", &["api", "event", "desired", "cluster", "database", "metering"]),
+    ("controller", &["api", "term", "tls", "billing", "event", "desired", "cluster", "database", "metering"]),
+    ("relay", &["api", "tls", "event", "desired", "cluster", "database", "metering"]),
     ("agent", &["api", "desired", "cluster", "database"]),
-    ("web", &["api", "billing", "event", "desired", "cluster", "database", "metering", "controller"]),
+    ("web", &["api", "tls", "billing", "event", "desired", "cluster", "database", "metering", "controller"]),
     ("cli", &["api", "event", "desired", "cluster", "database", "metering", "controller"]),
 ];
 

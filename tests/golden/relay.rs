@@ -10,6 +10,29 @@ fn the_objects_of_a_relay() {
     insta::assert_snapshot!("relay", yaml(&build_relay(&server())));
 }
 
+/// A renewed CA is another ConfigMap, and nothing else: the relay reads it again.
+#[test]
+fn whom_a_relay_trusts_is_a_config_map_that_no_pod_template_follows() {
+    let (settings, server) = (settings(), server());
+    let relay = RelaySettings { api_url: "https://tenantry.tenantry-system.svc:8081".into(), ..relay_settings() };
+    let build = |api_ca| {
+        let (settings, relay) = (&settings, &relay);
+        relay_objects(&RelayInput { server: &server, settings, relay, api_server: &API_SERVER, api_ca })
+    };
+    let (one, other) = (build(Some("one\n")), build(Some("other\n")));
+    let of = |objects: &[tenantry::desired::Object], kind: Kind| -> Vec<_> {
+        objects.iter().filter(|object| object.kind == kind).cloned().collect()
+    };
+    insta::assert_snapshot!("relay_tls", yaml(&[of(&one, Kind::ConfigMap), of(&one, Kind::Deployment)].concat()));
+    let differ: Vec<_> = one.iter().zip(&other).filter(|(one, other)| one != other).map(|(one, _)| one.kind).collect();
+    assert_eq!(differ, [Kind::ConfigMap]);
+    // A file that is mounted alone is never renewed.
+    let pod = &find(&one, Kind::Deployment, "relay")["spec"]["template"]["spec"];
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    assert!(mounts.iter().all(|mount| mount.get("subPath").is_none()), "{mounts:?}");
+    assert!(of(&build(None), Kind::ConfigMap).is_empty());
+}
+
 #[test]
 fn every_object_is_in_the_relays_namespace_and_says_whose_it_is() {
     for object in build_relay(&server()) {
@@ -26,8 +49,13 @@ fn a_relay_that_is_alone_has_no_budget_and_one_of_none_stays_off() {
     for replicas in [0, 1] {
         let (settings, relay) = (settings(), RelaySettings { replicas, ..relay_settings() });
         let server = server();
-        let objects =
-            relay_objects(&RelayInput { server: &server, settings: &settings, relay: &relay, api_server: &API_SERVER });
+        let objects = relay_objects(&RelayInput {
+            server: &server,
+            settings: &settings,
+            relay: &relay,
+            api_server: &API_SERVER,
+            api_ca: None,
+        });
         assert!(objects.iter().all(|object| object.kind != Kind::PodDisruptionBudget));
         assert_eq!(find(&objects, Kind::Deployment, "relay")["spec"]["replicas"], replicas);
     }
@@ -38,8 +66,13 @@ fn chosen_resources_are_the_relays() {
     let resources = serde_json::from_value(json!({"limits": {"memory": "1Gi"}})).unwrap();
     let (settings, relay) = (settings(), RelaySettings { resources: Some(resources), ..relay_settings() });
     let server = server();
-    let objects =
-        relay_objects(&RelayInput { server: &server, settings: &settings, relay: &relay, api_server: &API_SERVER });
+    let objects = relay_objects(&RelayInput {
+        server: &server,
+        settings: &settings,
+        relay: &relay,
+        api_server: &API_SERVER,
+        api_ca: None,
+    });
     let pod = &find(&objects, Kind::Deployment, "relay")["spec"]["template"]["spec"];
     assert_eq!(pod["containers"][0]["resources"], json!({"limits": {"memory": "1Gi"}}));
 }

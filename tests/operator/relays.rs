@@ -223,6 +223,11 @@ impl Program {
     /// Starts a relay of a DatabaseServer with its ServiceAccount's rights and this token, which
     /// reports every second.
     pub async fn start(ground: &Ground, server: &str, api_url: &str, token: &str) -> Self {
+        Self::with(ground, server, api_url, token, &[]).await
+    }
+
+    /// The same, with further flags.
+    pub async fn with(ground: &Ground, server: &str, api_url: &str, token: &str, more: &[&str]) -> Self {
         let namespace = format!("tenantry-relay-{server}");
         let kubeconfig = ground.cluster.service_account_kubeconfig(&namespace, "relay").await.expect("a kubeconfig");
         let folder = tempfile::tempdir().expect("a folder");
@@ -234,6 +239,7 @@ impl Program {
             .args(["--server", server, "--namespace", &namespace, "--api-url", api_url])
             .args(["--listen", "127.0.0.1:0", "--report-seconds", "1", "--token-file"])
             .arg(&token_file)
+            .args(more)
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -14,6 +14,7 @@ use axum::{
     http::{HeaderMap, Response, StatusCode, header},
     response::IntoResponse as _,
     routing::post,
+    serve::Listener,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -81,6 +82,11 @@ impl Api {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
+        Self::serve(url, listener)
+    }
+
+    /// Serves what a listener accepts.
+    pub fn serve(url: String, listener: impl Listener<Addr: std::fmt::Debug>) -> Self {
         let api = Self { url, script: Arc::default(), changed: watch::Sender::new(0), held: watch::Sender::new(false) };
         let router = Router::new()
             .route("/v1/events", post(events))

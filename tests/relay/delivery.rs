@@ -205,7 +205,7 @@ async fn flags_that_can_not_work_are_refused_with_advice() {
     let cases: [(&[&str], &str); 4] = [
         (&["--timeout-seconds", "30"], "--timeout-seconds"),
         (&["--api-url", "localhost:80"], "--api-url"),
-        (&["--ca-file", "/nonexistent"], "--ca-file"),
+        (&["--api-ca", "/nonexistent"], "--api-ca /nonexistent can't be read"),
         (&["--batch", "0"], "--batch"),
     ];
     for (flags, advice) in cases {

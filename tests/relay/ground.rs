@@ -118,7 +118,7 @@ impl Place {
             namespace: self.namespace.clone(),
             api_url: self.api.url.clone(),
             token_file: self.token("one"),
-            ca_file: None,
+            api_ca: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             batch: 1_000,
             lease: Duration::from_secs(5),

@@ -10,3 +10,4 @@ mod several;
 #[path = "../database/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the database, which use all of it")]
 mod support;
+mod tls;

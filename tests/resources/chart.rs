@@ -242,6 +242,37 @@ fn a_ledger_opens_the_api() {
     assert_eq!(one(&standard, "Service", "tenantry")["spec"]["ports"].as_array().expect("ports").len(), 1);
 }
 
+/// With a certificate the API serves TLS, whose files are mounted as a folder, so that they are renewed.
+#[test]
+fn a_certificate_secures_the_api() {
+    let secured = objects(&settings("secured"));
+    let container = container(&secured);
+    let folder = "/etc/tenantry/api";
+    for (name, file) in
+        [("TENANTRY_API_TLS_CERT", "tls.crt"), ("TENANTRY_API_TLS_KEY", "tls.key"), ("TENANTRY_API_CA", "ca.crt")]
+    {
+        assert_eq!(variable(&secured, name), format!("{folder}/{file}"));
+    }
+    let mounts = container["volumeMounts"].as_array().expect("mounts");
+    let mount = mounts.iter().find(|mount| mount["mountPath"] == folder).expect("a mount");
+    assert_eq!((mount.get("subPath"), &mount["readOnly"]), (None, &json!(true)));
+    let pod = &one(&secured, "Deployment", "tenantry")["spec"]["template"]["spec"];
+    let volume = pod["volumes"].as_array().expect("volumes").iter().find(|volume| volume["name"] == mount["name"]);
+    assert_eq!(volume.expect("a volume")["secret"]["secretName"], "tenantry-api-tls");
+    // The one that makes the ledger's tables has no use for it.
+    assert_eq!(pod["initContainers"][0]["volumeMounts"].as_array().expect("mounts").len(), 1);
+    let names = |objects: &[Value]| self::container(objects)["env"].to_string();
+    assert!(!names(&objects(&settings("metered"))).contains("TENANTRY_API_"), "off unless it is asked for");
+    for (values, says) in [("secured", "https://tenantry.tenantry-system.svc:8081"), ("metered", "http://tenantry.")] {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        fs::write(file.path(), settings(values)).expect("a written file");
+        let mut helm = ground().helm();
+        helm.args(["install", "tenantry", "--namespace", "tenantry-system", "--dry-run=client", "--values"]);
+        let notes = output(helm.arg(file.path()).arg(root().join("charts/tenantry")));
+        assert!(notes.contains(&format!("The metering API is at {says}")), "{notes}");
+    }
+}
+
 /// What a cluster lacks, or a policy needs, is said before anything is installed.
 #[test]
 fn what_is_missing_is_named() {
@@ -265,6 +296,11 @@ fn what_is_missing_is_named() {
             "{networkPolicy: {enabled: true, databases: [{ipBlock: {cidr: 192.0.2.1/32}}]}}",
             &[],
             "networkPolicy.apiServer is empty: name the API server's own addresses",
+        ),
+        (
+            "{api: {tls: {secretName: tenantry-api-tls}}}",
+            &[],
+            "api.tls.secretName is of no use without ledger.secretName",
         ),
     ] {
         let (done, _, errors) = attempt_render(values, kinds);
@@ -374,6 +410,7 @@ fn wrong_settings_are_refused() {
         ("image.digest=latest", "digest"),
         ("crds.install=perhaps", "install"),
         ("ledger.secretName=postgres://u:p@host/ledger", "secretName"),
+        ("api.tls.secretName=/etc/tls", "secretName"),
         ("agent.image.tag=", "tag"),
         ("metrics.rules.runbook=docs", "runbook"),
         ("networkPolicy.databasePorts[0]=0", "databasePorts"),

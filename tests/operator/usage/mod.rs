@@ -5,6 +5,7 @@ mod delivery;
 mod fixed;
 mod leaving;
 pub mod ledger;
+mod tls;
 mod verbs;
 mod writers;
 
