@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{TryFutureExt as _, TryStreamExt as _};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
@@ -40,13 +41,27 @@ impl Connection {
         sql: &str,
         params: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
+        self.query_each(doing, sql, params, |row| row).await
+    }
+
+    /// Runs one statement and returns what is made of each of its rows as it comes: of many
+    /// rows, few are in memory at a time.
+    pub(super) async fn query_each<T>(
+        &mut self,
+        doing: &str,
+        sql: &str,
+        params: &[(&(dyn ToSql + Sync), Type)],
+        make: impl FnMut(Row) -> T,
+    ) -> Result<Vec<T>> {
         self.place.pool.check_term()?;
         self.place.pool.count(1);
         self.clean = false;
-        let answer = self.place.pool.answer(Some(self.patience()), self.client().query_typed(sql, params)).await;
-        let rows = self.answered(doing, answer)?;
+        let params = params.iter().map(|(value, kind)| (*value, kind.clone()));
+        let rows = self.client().query_typed_raw(sql, params).and_then(|rows| rows.map_ok(make).try_collect());
+        let answer = self.place.pool.answer(Some(self.patience()), rows).await;
+        let made = self.answered(doing, answer)?;
         self.clean = true;
-        Ok(rows)
+        Ok(made)
     }
 
     /// Runs a script as one transaction, behind the fence.

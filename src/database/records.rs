@@ -54,8 +54,10 @@ pub(super) async fn read_live(connection: &mut Connection, id: &TenantId) -> Res
 
 async fn read(connection: &mut Connection, id: Option<&TenantId>) -> Result<Vec<TenantRecord>> {
     let id = id.map(TenantId::as_str);
-    let rows = connection.query("can't read the tenants' records", RECORDS, &[(&id, Type::TEXT)]).await?;
-    rows.iter().map(record).collect()
+    let made = connection
+        .query_each("can't read the tenants' records", RECORDS, &[(&id, Type::TEXT)], |row| record(&row))
+        .await?;
+    made.into_iter().collect()
 }
 
 #[derive(Deserialize)]
