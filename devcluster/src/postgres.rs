@@ -2,6 +2,7 @@
 //! admin that is no superuser, and switches for fault tests.
 
 mod programs;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -52,6 +53,7 @@ pub struct Admin {
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
+    programs: PostgresPrograms,
     data: PathBuf,
     port: u16,
     ca_pem: String,
@@ -111,6 +113,7 @@ impl Postgres {
         let (process, port) = start_process(&programs, &account, &data, log, options.port)?;
         Ok(Postgres {
             process,
+            programs,
             data,
             port,
             ca_pem,
@@ -260,24 +263,7 @@ fn initialise(
     data: &Path,
     roles: &[(&str, &str)],
 ) -> Result<(), Error> {
-    let data = data.as_os_str();
-    let initdb: [&OsStr; 11] = [
-        "--pgdata",
-        "",
-        "--no-sync",
-        "--username",
-        SUPERUSER,
-        "--encoding",
-        "UTF8",
-        "--locale",
-        "C.UTF-8",
-        // Replaced before the server ever listens; initdb would want a password here.
-        "--auth",
-        "trust",
-    ]
-    .map(|argument| if argument.is_empty() { data } else { argument.as_ref() });
-    account.run(&programs.program("initdb"), &initdb, "")?;
-
+    initdb(programs, account, data)?;
     let mut sql = String::new();
     for (role, password) in roles {
         let verb = match *role {
@@ -293,7 +279,7 @@ fn initialise(
         let _ = writeln!(sql, "{verb} {role} {attributes} PASSWORD '{verifier}'");
     }
     let postgres = programs.program("postgres");
-    let single: [&OsStr; 4] = ["--single".as_ref(), "-D".as_ref(), data, "postgres".as_ref()];
+    let single: [&OsStr; 4] = ["--single".as_ref(), "-D".as_ref(), data.as_os_str(), "postgres".as_ref()];
     let output = account.run(&postgres, &single, &sql)?;
     // It goes on after an error, and ends with success.
     if output.contains("ERROR:") {
@@ -304,6 +290,22 @@ fn initialise(
         });
     }
     Ok(())
+}
+
+/// Makes a data folder with one role, the superuser.
+fn initdb(programs: &PostgresPrograms, account: &Account, data: &Path) -> Result<(), Error> {
+    let program = programs.program("initdb");
+    let mut arguments: Vec<&OsStr> = vec!["--pgdata".as_ref(), data.as_os_str()];
+    let others = ["--no-sync", "--username", SUPERUSER, "--encoding", "UTF8", "--locale", "C.UTF-8"];
+    arguments.extend(others.map(OsStr::new));
+    // Replaced before the server ever listens; initdb would want a password here.
+    arguments.extend(["--auth", "trust"].map(OsStr::new));
+    // The default changed in 18, and pg_upgrade wants it alike.
+    let without_checksums = "--no-data-checksums";
+    if account.run(&program, &["--help".as_ref()], "")?.contains(without_checksums) {
+        arguments.push(without_checksums.as_ref());
+    }
+    account.run(&program, &arguments, "").map(drop)
 }
 
 fn configure(home: &Path, data: &Path, options: &PostgresOptions) -> Result<(), Error> {

@@ -45,7 +45,8 @@ const SELF: &str = "
                                                   'meter', 'outbox', 'outbox_pending', 'outbox_sent', 'relay',
                                                   'migration']) AS c
                   WHERE has_any_column_privilege('tenantry.' || c, 'SELECT, INSERT, UPDATE, REFERENCES')
-                     OR has_table_privilege('tenantry.' || c, 'DELETE, TRUNCATE, TRIGGER')),
+                     OR has_table_privilege('tenantry.' || c, 'DELETE, TRUNCATE, TRIGGER' ||
+                          CASE WHEN current_setting('server_version_num')::int >= 170000 THEN ', MAINTAIN' ELSE '' END)),
            ARRAY(SELECT f FROM unnest(ARRAY['record_usage(text, bigint, text)', 'record_usages(text[], bigint[], text)',
                                             'set_usage(text, bigint, text)', 'my_limits()']) AS f
                   WHERE NOT has_function_privilege('tenantry.' || f, 'EXECUTE')),

@@ -106,7 +106,9 @@ pub(super) fn memberships(id: &TenantId, tenants: &str) -> Vec<Membership> {
     ]
 }
 
+/// The member has what the role has.
 const INHERITS: &str = "INHERIT TRUE, SET FALSE";
+/// The member can act as the role.
 const BECOMES: &str = "INHERIT FALSE, SET TRUE";
 
 /// A role and one of its members.
@@ -120,6 +122,11 @@ pub(super) struct Membership {
 impl Membership {
     pub(super) fn grant(&self, facts: &AdminFacts) -> String {
         facts.grant(&ident(&self.role), &ident(&self.member), self.options)
+    }
+
+    /// Whether a membership with these options does what this one is for.
+    pub(super) fn is_met_by(&self, inherits: bool, sets: bool) -> bool {
+        if self.options == INHERITS { inherits } else { sets }
     }
 }
 

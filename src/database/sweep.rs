@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::error::Result;
 use super::identity::TenantId;
 use super::logins::close_where;
-use super::roles::{LoginShape, memberships};
+use super::roles::{LoginShape, Membership, memberships};
 use super::schema::{privileges, tenants_role};
 use super::server::{AdminFacts, Server};
 use super::sql::{Script, ident, literal};
@@ -204,11 +204,10 @@ impl Sweep<'_> {
     async fn memberships(&mut self, connection: &mut Connection, tenants: &[TenantId]) -> Result<()> {
         let rows = connection.query("can't look at memberships", MEMBERSHIPS, &[]).await?;
         let group = tenants_role(self.database);
-        let mut missing: HashMap<(String, String), (TenantId, String)> = HashMap::new();
+        let mut missing: HashMap<(String, String), (TenantId, Membership)> = HashMap::new();
         for id in tenants {
             for membership in memberships(id, &group) {
-                let grant = membership.grant(self.facts);
-                missing.insert((membership.role, membership.member), (id.clone(), grant));
+                missing.insert((membership.role.clone(), membership.member.clone()), (id.clone(), membership));
             }
         }
         let expected: HashSet<(String, String)> = missing.keys().cloned().collect();
@@ -216,7 +215,9 @@ impl Sweep<'_> {
         for row in &rows {
             let (role, member, grantor): (String, String, String) = (row.get(0), row.get(1), row.get(2));
             let (key, admin) = ((role, member), row.get::<_, bool>(3));
-            missing.remove(&key);
+            if missing.get(&key).is_some_and(|(_, wanted)| wanted.is_met_by(row.get(6), row.get(7))) {
+                missing.remove(&key);
+            }
             let (role, member) = key;
             let known = expected.contains(&(role.clone(), member.clone()));
             let of_role = tenant_of(&role).filter(|_| row.get(4));
@@ -237,17 +238,23 @@ impl Sweep<'_> {
                 String::new()
             };
             let option = if known { "ADMIN OPTION FOR " } else { "" };
-            self.repaired(
-                id.as_ref(),
-                format!("{member} was a member of {role}{}", if known { " with ADMIN OPTION" } else { "" }),
-            );
-            self.script.add(format!("REVOKE {option}{} FROM {}{by}", ident(&role), ident(&member)));
+            let with = if known { " with ADMIN OPTION" } else { "" };
+            // What the member granted on goes with it.
+            let revoke = format!("REVOKE {option}{} FROM {}{by} CASCADE", ident(&role), ident(&member));
+            if row.get(8) {
+                self.repaired(id.as_ref(), format!("{member} was a member of {role}{with}"));
+                self.script.add(revoke);
+            } else {
+                // Tried, it would only undo all other repairs.
+                let what = format!("{member} is a member of {role}{with}, by {grantor}; as a superuser run: {revoke}");
+                self.report.unrepaired.push(Finding { id, what });
+            }
         }
         let mut missing: Vec<_> = missing.into_iter().collect();
         missing.sort_by(|one, other| one.0.cmp(&other.0));
-        for ((role, member), (id, grant)) in missing.into_iter().filter(|(_, (id, _))| !self.spared.contains(id)) {
+        for ((role, member), (id, wanted)) in missing.into_iter().filter(|(_, (id, _))| !self.spared.contains(id)) {
             self.repaired(Some(&id), format!("{member} was no member of {role}"));
-            self.script.add(grant);
+            self.script.add(wanted.grant(self.facts));
         }
         Ok(())
     }

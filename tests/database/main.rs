@@ -16,4 +16,5 @@ mod resume;
 mod rotation;
 mod server;
 mod silence;
+mod upgrade;
 mod usage;

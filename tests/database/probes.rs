@@ -40,6 +40,7 @@ pub(crate) const PROBES: &[Probe] = &[
     act("create-in-schema", "CREATE TABLE {b}.mine (i int)"),
     act("alter-table", "ALTER TABLE {b}.payroll ADD mine int"),
     act("drop-table", "DROP TABLE {b}.payroll"),
+    act("maintain-table", "REINDEX TABLE {b}.payroll"),
     act("create-index", "CREATE INDEX ON {b}.payroll (id)"),
     act("create-trigger", "CREATE TRIGGER t BEFORE INSERT ON {b}.payroll EXECUTE FUNCTION suppress_redundant_updates_trigger()"),
     act("create-policy", "ALTER TABLE {b}.payroll ENABLE ROW LEVEL SECURITY"),
@@ -91,6 +92,7 @@ pub(crate) const PROBES: &[Probe] = &[
     act("call-inside", "SELECT tenantry.count_usage('users', 1, NULL, NULL, NULL)"),
     act("call-fence", "SELECT tenantry.hold_fence(99)"),
     act("replace-function", "CREATE OR REPLACE FUNCTION tenantry.my_limits() RETURNS void LANGUAGE sql AS ''"),
+    act("maintain-operators-table", "REINDEX TABLE tenantry.meter"),
     act("lock-operators-table", "BEGIN; LOCK TABLE tenantry.meter IN ACCESS SHARE MODE"),
     // The server.
     act("temporary-table", "CREATE TEMPORARY TABLE mine (i int)"),

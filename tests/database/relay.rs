@@ -213,7 +213,9 @@ async fn a_burst_into_a_table_that_was_small_is_never_read_as_a_whole() {
         )
         .await
         .expect("analyzed");
-    let burst = "SELECT count(record_usage('accounts', n % 2, NULL)) FROM generate_series(1, 20000) AS n";
+    // One statement, however long it takes where others are at work.
+    let burst = "SET statement_timeout = 0;
+                 SELECT count(record_usage('accounts', n % 2, NULL)) FROM generate_series(1, 20000) AS n";
     client.batch_execute(burst).await.expect("counted");
     drop(client);
     let scanned = "SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i WHERE i.relid = t.relid)

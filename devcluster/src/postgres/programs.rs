@@ -68,7 +68,11 @@ impl PostgresPrograms {
         })
     }
 
-    fn in_folder(bin: &Path) -> Option<PostgresPrograms> {
+    pub(super) fn folder(&self) -> &Path {
+        &self.bin
+    }
+
+    pub(super) fn in_folder(bin: &Path) -> Option<PostgresPrograms> {
         NEEDED.iter().all(|program| bin.join(program).is_file()).then(|| PostgresPrograms { bin: bin.to_owned() })
     }
 }
@@ -177,13 +181,18 @@ impl Account {
 
     /// Runs one of PostgreSQL's programs to its end, with `input` on standard input.
     pub(super) fn run(&self, program: &Path, args: &[&OsStr], input: &str) -> Result<String, Error> {
+        // The account may not enter the current folder.
+        self.run_in(Path::new("/"), program, args, input)
+    }
+
+    /// The same, with `folder` as the current one.
+    pub(super) fn run_in(&self, folder: &Path, program: &Path, args: &[&OsStr], input: &str) -> Result<String, Error> {
         let name = program.display().to_string();
         let mut file = tempfile::tempfile().map_err(Error::file("make a file in", &std::env::temp_dir()))?;
         let rewound = file.write_all(input.as_bytes()).and_then(|()| std::io::Seek::rewind(&mut file));
         rewound.map_err(Error::file("write a file in", &std::env::temp_dir()))?;
         let mut command = guarded(program, self.name());
-        // The account may not enter the current folder.
-        command.args(args).current_dir("/").stdin(file);
+        command.args(args).current_dir(folder).stdin(file);
         output_of(&mut command, &name)
     }
 }

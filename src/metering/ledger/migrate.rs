@@ -44,7 +44,9 @@ const RIGHTS: &str = "
                      AND pg_has_role(current_user, o.oid, 'MEMBER')
         UNION ALL SELECT 'may make objects in schema ledger' WHERE has_schema_privilege('ledger', 'CREATE')
         UNION ALL SELECT format('may %s %s', p.what, t.name) FROM tables t
-                    CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) AS p (what)
+                    CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER'] ||
+                               CASE WHEN current_setting('server_version_num')::int >= 170000
+                                    THEN ARRAY['MAINTAIN'] ELSE '{}'::text[] END) AS p (what)
                    WHERE CASE WHEN t.relkind = 'S' THEN false
                               WHEN p.what IN ('INSERT', 'UPDATE') THEN has_any_column_privilege(t.oid, p.what)
                               ELSE has_table_privilege(t.oid, p.what) END
