@@ -4,7 +4,7 @@
 //! is sent: no transaction is open while somebody else is waited for. A lease that runs out is
 //! given anew, so an event may be sent twice and is never lost.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
@@ -28,6 +28,16 @@ pub(super) const KEEP_OUTBOX: &str = "SELECT tenantry.keep_outbox(7, 8)";
 /// reason a row that was found and locked is changed by its place (ctid), and not by a join.
 const SETUP: &str = "SET search_path = pg_catalog; SET statement_timeout = '15s'; SET lock_timeout = '5s';
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off";
+
+/// When what could not be settled is settled once more: another relay that looks for work holds
+/// rows for a moment that it does not take, since their leases are newer than its look at them.
+const ONCE_MORE: [Duration; 5] = [
+    Duration::from_millis(10),
+    Duration::from_millis(40),
+    Duration::from_millis(160),
+    Duration::from_millis(640),
+    Duration::from_millis(2_560),
+];
 
 /// How often a statement is tried again that met another relay's.
 const RACES: usize = 20;
@@ -73,13 +83,12 @@ const LEASE: &str = "
               o.actor, o.occurred_at, o.period_start, o.first_sequence, o.first_at, o.low, o.high, o.moment::text,
               o.attempts";
 
-/// Settles some of them. Whoever else holds such a row by now has an older lease, or a newer one:
-/// what is locked is left to them.
+/// Settles some of them. What somebody else has locked is passed over, and said.
 const SETTLE: &str = "
     WITH told (tenant, meter, epoch, sequence, event, outcome, pause, error) AS (
         SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::text[], $7::float8[], $8::text[])
     ), mine AS MATERIALIZED (
-        SELECT o.row, told.outcome, told.pause, told.error
+        SELECT o.row, told.event, told.outcome, told.pause, told.error
           FROM told CROSS JOIN LATERAL (
             SELECT o.ctid AS row FROM tenantry.outbox o
              WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant = told.tenant AND o.meter = told.meter
@@ -89,15 +98,22 @@ const SETTLE: &str = "
         UPDATE tenantry.outbox o SET acked_at = clock_timestamp(), lease_until = NULL, last_error = NULL
          WHERE o.acked_at IS NULL AND o.dead_at IS NULL
            AND o.ctid = ANY (ARRAY(SELECT row FROM mine WHERE outcome = 'acked'))
+    ), others AS (
+        UPDATE tenantry.outbox o
+           SET (dead_at, lease_until, last_error) = (
+                   SELECT CASE WHEN mine.outcome = 'dead' THEN clock_timestamp() END,
+                          CASE WHEN mine.outcome = 'later' THEN clock_timestamp() + make_interval(secs => mine.pause) END,
+                          left(mine.error, 500)
+                     FROM mine WHERE mine.row = o.ctid)
+         WHERE o.acked_at IS NULL AND o.dead_at IS NULL
+           AND o.ctid = ANY (ARRAY(SELECT row FROM mine WHERE outcome <> 'acked'))
+    ), missed AS MATERIALIZED (
+        SELECT * FROM told WHERE NOT EXISTS (SELECT FROM mine WHERE mine.event = told.event)
     )
-    UPDATE tenantry.outbox o
-       SET (dead_at, lease_until, last_error) = (
-               SELECT CASE WHEN mine.outcome = 'dead' THEN clock_timestamp() END,
-                      CASE WHEN mine.outcome = 'later' THEN clock_timestamp() + make_interval(secs => mine.pause) END,
-                      left(mine.error, 500)
-                 FROM mine WHERE mine.row = o.ctid)
-     WHERE o.acked_at IS NULL AND o.dead_at IS NULL
-       AND o.ctid = ANY (ARRAY(SELECT row FROM mine WHERE outcome <> 'acked'))";
+    SELECT event FROM missed
+     WHERE EXISTS (SELECT FROM tenantry.outbox o
+                    WHERE o.acked_at IS NULL AND o.dead_at IS NULL AND o.tenant = missed.tenant AND o.meter = missed.meter
+                      AND o.epoch = missed.epoch AND o.sequence = missed.sequence AND o.event_id = missed.event)";
 
 /// How much waits, at most so many rows counted, and since when; and how much is dead.
 const SIZE: &str = "
@@ -259,18 +275,28 @@ impl Outbox {
         rows.iter().map(event).collect()
     }
 
-    /// Notes what became of events that were leased. What another relay has taken meanwhile is
-    /// left to it.
+    /// Notes what became of events that were leased. What another relay has settled meanwhile is
+    /// left as it is.
     ///
     /// # Errors
     /// What the server says; then all of them are sent again when their leases have run out.
     pub async fn settle(&self, outcomes: &[(&LeasedEvent, Settlement)]) -> Result<()> {
-        if outcomes.is_empty() {
-            return Ok(());
-        }
         // One order for all: two relays whose leases overlap never wait for each other.
-        let mut outcomes: Vec<_> = outcomes.iter().collect();
-        outcomes.sort_by(|(one, _), (other, _)| key(one).cmp(&key(other)));
+        let mut left: Vec<_> = outcomes.iter().collect();
+        left.sort_by(|(one, _), (other, _)| key(one).cmp(&key(other)));
+        for pause in std::iter::once(Duration::ZERO).chain(ONCE_MORE) {
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            let passed_over = self.settle_free(&left).await?;
+            left.retain(|(event, _)| passed_over.contains(&event.id));
+        }
+        Ok(())
+    }
+
+    /// Notes it of those that nobody else holds at this moment; which ones somebody does.
+    async fn settle_free(&self, outcomes: &[&(&LeasedEvent, Settlement)]) -> Result<HashSet<Uuid>> {
         let events = || outcomes.iter().map(|(event, _)| event);
         let tenants: Vec<&str> = events().map(|event| event.tenant.as_str()).collect();
         let meters: Vec<&str> = events().map(|event| event.meter.as_str()).collect();
@@ -278,7 +304,7 @@ impl Outbox {
         let sequences: Vec<i64> = events().map(|event| event.counted.sequence).collect();
         let ids: Vec<Uuid> = events().map(|event| event.id).collect();
         let (mut names, mut pauses, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for (_, outcome) in &outcomes {
+        for (_, outcome) in outcomes {
             let (name, pause, error) = match outcome {
                 Settlement::Acknowledged => ("acked", 0.0, None),
                 Settlement::Later { pause, error } => ("later", pause.as_secs_f64(), Some(error.as_str())),
@@ -288,22 +314,23 @@ impl Outbox {
             pauses.push(pause);
             errors.push(error);
         }
-        self.query(
-            "can't settle usage events",
-            SETTLE,
-            &[
-                (&tenants, Type::TEXT_ARRAY),
-                (&meters, Type::TEXT_ARRAY),
-                (&epochs, Type::INT4_ARRAY),
-                (&sequences, Type::INT8_ARRAY),
-                (&ids, Type::UUID_ARRAY),
-                (&names, Type::TEXT_ARRAY),
-                (&pauses, Type::FLOAT8_ARRAY),
-                (&errors, Type::TEXT_ARRAY),
-            ],
-        )
-        .await
-        .map(drop)
+        let passed_over = self
+            .query(
+                "can't settle usage events",
+                SETTLE,
+                &[
+                    (&tenants, Type::TEXT_ARRAY),
+                    (&meters, Type::TEXT_ARRAY),
+                    (&epochs, Type::INT4_ARRAY),
+                    (&sequences, Type::INT8_ARRAY),
+                    (&ids, Type::UUID_ARRAY),
+                    (&names, Type::TEXT_ARRAY),
+                    (&pauses, Type::FLOAT8_ARRAY),
+                    (&errors, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
+        Ok(passed_over.iter().map(|row| row.get(0)).collect())
     }
 
     /// How far the meters are that changed since a moment, or all of them.

@@ -170,6 +170,27 @@ async fn what_is_leased_goes_to_one_and_what_is_acknowledged_goes_to_its_day() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_another_one_holds_for_a_moment_is_settled_when_it_lets_go() {
+    let (ground, _, client, outbox) = ground().await;
+    for _ in 0..5 {
+        count(&client, "users", 1).await;
+    }
+    let leased = outbox.lease(5, LEASE).await.expect("leased");
+    let looks = ground.superuser().await;
+    looks.batch_execute("BEGIN; SELECT FROM tenantry.outbox WHERE sequence IN (2, 4) FOR UPDATE").await.expect("held");
+    let watches = ground.superuser().await;
+    let lets_go = async {
+        while one(&watches, "SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NULL").await != "2" {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        looks.batch_execute("COMMIT").await.expect("let go");
+    };
+    let outcomes = all(&leased, &Settlement::Acknowledged);
+    tokio::join!(settle(&outbox, &outcomes), lets_go);
+    assert_eq!(one(&watches, "SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NOT NULL").await, "5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_runs_out_is_given_anew_and_who_comes_late_changes_nothing() {
     let (_ground, _, client, outbox) = ground().await;
     count(&client, "users", 1).await;
