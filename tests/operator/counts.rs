@@ -88,9 +88,10 @@ async fn a_pooled_tenant_costs_few_calls_few_statements_and_two_objects() {
     let undisturbed = all_calls.iter().filter(|calls| **calls == wanted).count();
     assert!(undisturbed > all_calls.len() / 2, "{wanted:?} are wanted: {all_calls:#?}");
     assert!(all_calls.iter().all(|calls| calls["total"] <= wanted["total"] + 2), "{all_calls:#?}");
-    // One more where the session of the migrations takes its time to end.
+    // One more where the session of the migrations takes its time to end, and one of the server's
+    // own, such as the watchdog's, where a tenant takes as long as on a busy machine.
     let least = costs.iter().min().copied().unwrap_or_default();
-    assert!((STATEMENTS..=STATEMENTS + 1).contains(&least), "{costs:?}, not {STATEMENTS}");
+    assert!((STATEMENTS..=STATEMENTS + 2).contains(&least), "{costs:?}, not {STATEMENTS}");
     assert!(costs.iter().all(|cost| *cost <= 2 * STATEMENTS), "{costs:?}: more than once again");
 
     let after = everything(&client).await;
@@ -267,6 +268,6 @@ async fn a_tenant_with_a_namespace_of_its_own_costs_one_write_for_each_object() 
         let is_15 = server["status"]["version"].as_str().expect("its version").starts_with("15.");
         let statements = statements + u64::from(is_15 && tier == "dedicated");
         let least = costs.iter().min().copied().unwrap_or_default();
-        assert!((statements..=statements + 1).contains(&least), "{tier}: {costs:?} statements, not {statements}");
+        assert!((statements..=statements + 2).contains(&least), "{tier}: {costs:?} statements, not {statements}");
     }
 }
