@@ -47,12 +47,14 @@ pub async fn measure(ground: &Ground, report: &mut Report, operator: Operator) -
     tokio::time::sleep(MINUTE).await;
     let cpu = operator.cpu()?.saturating_sub(cpu).as_secs_f64();
     let events = audit.events(mark)?;
-    let (writes, reads) = writes_and_reads(&calls(&events));
+    let made = calls(&events);
+    let (writes, reads) = writes_and_reads(&made);
     report.add(
         "l",
         &format!("a minute at rest with {size} metered tenants: API calls"),
         format!(
-            "{writes} writes, {reads} live reads ({} calls for the lease; processor time {cpu:.2} s)",
+            "{writes} writes, {reads} live reads ({}; {} calls for the lease; processor time {cpu:.2} s)",
+            listed(&made, 1),
             of_lease(&events)
         ),
         "0 writes, 0 live reads",
