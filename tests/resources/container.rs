@@ -4,18 +4,40 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
+use devcluster::pki::Authority;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{
     chart::{all_settings, container, objects, settings},
     ground::{ground, output},
 };
 
-/// What the container runs, with the program of this build for the image's.
-fn command(container: &Value) -> Command {
+/// Where the Secret of the API's certificate is mounted.
+const CERTIFICATE: &str = "/etc/tenantry/api";
+
+/// A folder with what such a Secret holds.
+fn certificate() -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    let authority = Authority::new("tests").expect("an authority");
+    let pair = authority.server("tenantry", &["tenantry.tenantry-system.svc"]).expect("a certificate");
+    for (name, content) in [
+        ("tls.crt", pair.certificate_pem.as_str()),
+        ("tls.key", &pair.key_pem),
+        ("ca.crt", &authority.certificate_pem()),
+    ] {
+        fs::write(folder.path().join(name), content).expect("a file");
+    }
+    folder
+}
+
+/// What the container runs, with the program of this build for the image's, and a folder for what is
+/// mounted.
+fn command(container: &Value, certificate: &Path) -> Command {
     assert!(container.get("command").is_none(), "the image's entry point is the program itself");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
@@ -30,6 +52,7 @@ fn command(container: &Value) -> Command {
             Some("metadata.name") => "tenantry-5d4f8-abcde",
             Some(other) => panic!("what is {other}?"),
         };
+        let value = value.replace(CERTIFICATE, &certificate.to_string_lossy());
         command.env(variable["name"].as_str().expect("a name"), value);
     }
     command
@@ -39,8 +62,9 @@ fn command(container: &Value) -> Command {
 /// to look for a cluster.
 #[test]
 fn the_program_understands_what_the_chart_tells_it() {
+    let certificate = certificate();
     for name in all_settings() {
-        let mut command = command(container(&objects(&settings(&name))));
+        let mut command = command(container(&objects(&settings(&name))), certificate.path());
         let ended = command
             .env("TENANTRY_LISTEN", "127.0.0.1:0")
             .env("TENANTRY_API_LISTEN", "127.0.0.1:0")
@@ -103,7 +127,8 @@ async fn its_probes_succeed_where_the_chart_says() {
     let objects = objects("");
     let container = container(&objects);
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
-    let mut command = command(container);
+    let certificate = certificate();
+    let mut command = command(container, certificate.path());
     command.env("KUBECONFIG", account).env("TENANTRY_LISTEN", format!("127.0.0.1:{port}")).stderr(Stdio::null());
     let mut running = Running(command.spawn().expect("the program"));
     let ready = loop {
