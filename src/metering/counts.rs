@@ -193,6 +193,7 @@ impl Counts {
     pub fn ledger_away(&self, away: bool) {
         self.away.set(i64::from(away));
     }
+
     /// Says when the API's certificate ends, in seconds since 1970.
     pub fn certificate_expires(&self, at: i64) {
         self.certificate_expires.set(at);

@@ -180,9 +180,8 @@ async fn what_another_one_holds_for_a_moment_is_settled_when_it_lets_go() {
     looks.batch_execute("BEGIN; SELECT FROM tenantry.outbox WHERE sequence IN (2, 4) FOR UPDATE").await.expect("held");
     let watches = ground.superuser().await;
     let lets_go = async {
-        while one(&watches, "SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NULL").await != "2" {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let waiting = "SELECT count(*) FROM tenantry.outbox WHERE acked_at IS NULL";
+        until("the others are settled", async || one(&watches, waiting).await == "2").await;
         looks.batch_execute("COMMIT").await.expect("let go");
     };
     let outcomes = all(&leased, &Settlement::Acknowledged);

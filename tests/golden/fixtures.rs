@@ -83,8 +83,12 @@ pub fn relay_settings() -> RelaySettings {
 
 /// All objects of a server's relay, but its Secrets.
 pub fn build_relay(server: &DatabaseServer) -> Vec<Object> {
-    let (settings, relay) = (settings(), relay_settings());
-    relay_objects(&RelayInput { server, settings: &settings, relay: &relay, api_server: &API_SERVER, api_ca: None })
+    build_any_relay(server, &relay_settings(), None)
+}
+
+/// The objects of a relay that is made from other settings.
+pub fn build_any_relay(server: &DatabaseServer, relay: &RelaySettings, api_ca: Option<&str>) -> Vec<Object> {
+    relay_objects(&RelayInput { server, settings: &settings(), relay, api_server: &API_SERVER, api_ca })
 }
 
 pub fn shared() -> Vec<SharedContent> {

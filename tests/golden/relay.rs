@@ -1,9 +1,9 @@
 //! The relay of a DatabaseServer: its objects as they are applied.
 
 use serde_json::{Value, json};
-use tenantry::desired::{Kind, RelayInput, RelaySecretInput, RelaySettings, naming, relay_objects, relay_secret};
+use tenantry::desired::{Kind, RelaySecretInput, RelaySettings, naming, relay_secret};
 
-use crate::fixtures::{API_SERVER, build_relay, find, relay_settings, server, settings, yaml};
+use crate::fixtures::{build_any_relay, build_relay, find, relay_settings, server, yaml};
 
 #[test]
 fn the_objects_of_a_relay() {
@@ -13,12 +13,8 @@ fn the_objects_of_a_relay() {
 /// A renewed CA is another ConfigMap, and nothing else: the relay reads it again.
 #[test]
 fn whom_a_relay_trusts_is_a_config_map_that_no_pod_template_follows() {
-    let (settings, server) = (settings(), server());
     let relay = RelaySettings { api_url: "https://tenantry.tenantry-system.svc:8081".into(), ..relay_settings() };
-    let build = |api_ca| {
-        let (settings, relay) = (&settings, &relay);
-        relay_objects(&RelayInput { server: &server, settings, relay, api_server: &API_SERVER, api_ca })
-    };
+    let build = |api_ca| build_any_relay(&server(), &relay, api_ca);
     let (one, other) = (build(Some("one\n")), build(Some("other\n")));
     let of = |objects: &[tenantry::desired::Object], kind: Kind| -> Vec<_> {
         objects.iter().filter(|object| object.kind == kind).cloned().collect()
@@ -47,15 +43,7 @@ fn every_object_is_in_the_relays_namespace_and_says_whose_it_is() {
 #[test]
 fn a_relay_that_is_alone_has_no_budget_and_one_of_none_stays_off() {
     for replicas in [0, 1] {
-        let (settings, relay) = (settings(), RelaySettings { replicas, ..relay_settings() });
-        let server = server();
-        let objects = relay_objects(&RelayInput {
-            server: &server,
-            settings: &settings,
-            relay: &relay,
-            api_server: &API_SERVER,
-            api_ca: None,
-        });
+        let objects = build_any_relay(&server(), &RelaySettings { replicas, ..relay_settings() }, None);
         assert!(objects.iter().all(|object| object.kind != Kind::PodDisruptionBudget));
         assert_eq!(find(&objects, Kind::Deployment, "relay")["spec"]["replicas"], replicas);
     }
@@ -64,15 +52,8 @@ fn a_relay_that_is_alone_has_no_budget_and_one_of_none_stays_off() {
 #[test]
 fn chosen_resources_are_the_relays() {
     let resources = serde_json::from_value(json!({"limits": {"memory": "1Gi"}})).unwrap();
-    let (settings, relay) = (settings(), RelaySettings { resources: Some(resources), ..relay_settings() });
-    let server = server();
-    let objects = relay_objects(&RelayInput {
-        server: &server,
-        settings: &settings,
-        relay: &relay,
-        api_server: &API_SERVER,
-        api_ca: None,
-    });
+    let relay = RelaySettings { resources: Some(resources), ..relay_settings() };
+    let objects = build_any_relay(&server(), &relay, None);
     let pod = &find(&objects, Kind::Deployment, "relay")["spec"]["template"]["spec"];
     assert_eq!(pod["containers"][0]["resources"], json!({"limits": {"memory": "1Gi"}}));
 }
